@@ -1,0 +1,51 @@
+"""The `Agent` protocol: prompt rendering and action parsing as a tested pair. An agent knows no engine and no network.
+
+`render` turns what has happened into chat messages, `parse` turns a reply into (thought, action), and `reply` is the
+inverse of `parse`: demonstrations and stripped trajectories are written with it, so that training and inference see
+the same text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ragdistill.errors import ConfigError
+from ragdistill.records import Message, Record, Step
+
+
+class Parsed(Record, kw_only=True):
+    """What one reply says. `action` is empty when there is none."""
+
+    thought: str
+    action: str
+
+
+class Agent(Protocol):
+    """A prompt style."""
+
+    name: str
+    version: str
+    """Changes whenever rendering or parsing changes; part of the journal's key."""
+
+    def render(self, first_observation: str, hints: Sequence[str], steps: Sequence[Step]) -> list[Message]:
+        """The whole chat so far, ready for the next reply."""
+        ...
+
+    def parse(self, reply: str) -> Parsed:
+        """Read a reply; never raises, whatever the text."""
+        ...
+
+    def reply(self, thought: str, action: str) -> str:
+        """The text of a turn: `parse(reply(t, a)) == Parsed(t, a)` for single-line t and a."""
+        ...
+
+
+def make_agent(name: str) -> Agent:
+    """The agent called `name`; `ConfigError` names the valid ones."""
+    from ragdistill.agents.react import ReAct
+
+    agents = {"react": ReAct}
+    if name not in agents:
+        raise ConfigError(f"agent.name is {name!r}; choose one of {', '.join(sorted(agents))}.")
+    return agents[name]()

@@ -1,0 +1,82 @@
+"""`ragdistill …` for people. Thin: each command imports its room only when it runs, so `--help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from ragdistill import __version__
+from ragdistill.errors import RagdistillError
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from ragdistill.doctor import main
+
+    return main()
+
+
+def _table(_: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from ragdistill.records import read_json
+    from ragdistill.report.table import policy_table
+
+    print(policy_table(read_json(Path("results/metrics.json"))))
+    return 0
+
+
+def _promote(args: argparse.Namespace) -> int:
+    from ragdistill.commands.promote import promote
+
+    return promote(args.margin)
+
+
+def _rollback(_: argparse.Namespace) -> int:
+    from ragdistill.commands.promote import rollback
+
+    return rollback()
+
+
+def _smoke(args: argparse.Namespace) -> int:
+    from ragdistill.commands.smoke import smoke
+
+    return smoke(args.keep)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(prog="ragdistill", description="Distil an agent's failures into a better student.")
+    parser.add_argument("--version", action="version", version=f"ragdistill {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    add("doctor", _doctor, "say what this machine can do and what is missing, one line each, with the fix")
+    add("table", _table, "print the table of policies of the last report")
+    promote = add("promote", _promote, "re-evaluate challenger and champion; move `champion` if the gate opens")
+    promote.add_argument("--margin", type=float, help="success share, instead of promote.margin")
+    add("rollback", _rollback, "give `champion` back to the version it replaced")
+    smoke = add("smoke", _smoke, "run the whole DAG in minutes in a copy of the project: smoke, not evidence")
+    smoke.add_argument("--keep", action="store_true", help="keep the copy's outputs of the last smoke run")
+    return parser
+
+
+def main() -> int:
+    """Entry point; designed errors print one sentence and exit 1."""
+    args = build_parser().parse_args()
+    try:
+        return args.run(args)
+    except RagdistillError as e:
+        print(f"ragdistill: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ragdistill: interrupted; finished work is kept, run again to go on.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

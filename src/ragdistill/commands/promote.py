@@ -1,0 +1,82 @@
+"""`ragdistill promote` and `rollback`: a person moves the alias `champion`, behind a measured gate.
+
+Champion and challenger (or, with no champion, base and challenger) play the same evaluation games again; the journal
+answers for episodes that were already played with the same weights. A decision is recorded either way.
+"""
+
+from __future__ import annotations
+
+import getpass
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from ragdistill.journal import cache_dir
+from ragdistill.llm.weights import adapter_fingerprint
+from ragdistill.params import Params, load_params
+from ragdistill.records import EvalEpisode, StopReason, Task, read_jsonl
+from ragdistill.report.metrics import paired_success
+from ragdistill.stages.common import BASE, STORE, TASKS
+from ragdistill.stages.playing import open_model, play
+
+LOG = Path("results/promotions.jsonl")
+
+
+def promote(margin: float | None) -> int:
+    """Re-evaluate, decide, move or refuse; returns the exit status (1 = refused)."""
+    from ragdistill import registry
+
+    params = load_params()
+    name, margin = params.track.registered_model, params.promote.margin if margin is None else margin
+    aliases = registry.champion_and_challenger(STORE, name)
+    rival = "champion" if aliases.champion else "base"
+    a = _evaluate(params, "challenger")
+    b = _evaluate(params, rival)
+    found = paired_success(a, b, params.report)
+    difference = registry.PairedDiff(diff=found.diff, lo=found.lo, hi=found.hi, n=found.n)
+    decision = registry.decide(difference, margin, has_champion=rival == "champion")
+    version = registry.promote(STORE, name, decision, getpass.getuser(), difference) if decision.promote else None
+    _record({"promote": decision.promote, "reason": decision.reason, "version": version or aliases.challenger})
+    print(decision.reason)
+    if version:
+        print(f"{name} version {version} is now champion; undo with `ragdistill rollback`.")
+    return 0 if decision.promote else 1
+
+
+def rollback() -> int:
+    """Give `champion` back to the version it replaced."""
+    from ragdistill import registry
+
+    name = load_params().track.registered_model
+    version = registry.rollback(STORE, name, getpass.getuser())
+    _record({"rollback": True, "version": version})
+    print(f"{name} version {version} is champion again.")
+    return 0
+
+
+def _evaluate(params: Params, who: str) -> list[EvalEpisode]:
+    """Play the evaluation tasks with a registered adapter, or with the base."""
+    adapter = None if who == "base" else _fetch(params.track.registered_model, who)
+    jobs = [(t, 0) for t in read_jsonl(TASKS / "eval.jsonl", Task)]
+    done = play(params, who, "evaluate", jobs, open_model(params, BASE, adapter), params.evaluate.temperature)
+    return [EvalEpisode.of(t, who, 0) for t in done if t.stop is not StopReason.INFRA_ERROR]
+
+
+def _fetch(name: str, alias: str) -> Path:
+    from ragdistill import registry
+
+    fresh = cache_dir("registry", f".{alias}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    registry.download(STORE, name, alias, fresh)
+    kept = cache_dir("registry", adapter_fingerprint(fresh))
+    shutil.rmtree(kept, ignore_errors=True)
+    return fresh.rename(kept)
+
+
+def _record(entry: dict[str, object]) -> None:
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    line = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "by": getpass.getuser(), **entry}
+    with LOG.open("ab") as f:
+        f.write(msgspec.json.encode(line) + b"\n")

@@ -1,0 +1,82 @@
+"""The `Env` protocol: Gymnasium-shaped, one task at a time, blocking.
+
+An environment knows no model. `ragdistill.envs.pool` runs many of them in worker processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol
+
+from ragdistill.errors import ConfigError
+from ragdistill.params import ColdstartParams
+from ragdistill.records import Observation, Record, Task
+
+
+class Env(Protocol):
+    """One environment instance; it is reused for many tasks (`reset` loads the next)."""
+
+    def reset(self, task: Task) -> Observation:
+        """Load `task` and start it. `Observation.goal` and `.bucket` are set."""
+        ...
+
+    def step(self, action: str) -> Observation:
+        """Play one command."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Turn(Record, kw_only=True):
+    """One demonstrated turn."""
+
+    thought: str
+    action: str
+    observation: str
+
+
+class Demo(Record, kw_only=True):
+    """One demonstration: what an agent could have seen, thought and done. Hints are shown to it, never spoken of."""
+
+    task_id: str
+    kind: str
+    hints: tuple[str, ...]
+    first_observation: str
+    turns: tuple[Turn, ...]
+
+
+class Domain(Protocol):
+    """What a stage asks of an environment besides playing it. One object per environment name."""
+
+    name: str
+
+    def fingerprint(self) -> str:
+        """Identity of engine, grammar and parser versions."""
+        ...
+
+    def env_factory(self, cache: Path, admissible: bool) -> Callable[[], Env]:
+        """A picklable maker of `Env` instances that share `cache`; `admissible` fills `Observation.admissible`."""
+        ...
+
+    def tasks(self, split: str, count: int, seed: int, out: Path) -> list[Task]:
+        """`count` tasks of `split`, balanced over task types; their files under `out`. Official splits ignore `out`."""
+        ...
+
+    def demonstrations(self, params: ColdstartParams, seed: int, out: Path) -> list[Demo]:
+        """Cold-start demonstrations, played in the real environment."""
+        ...
+
+
+def make_domain(name: str) -> Domain:
+    """The environment called `name`: built in, or a plug-in of the entry-point group `ragdistill.envs`."""
+    if name == "alfworld":
+        from ragdistill.envs.alfworld.domain import AlfworldDomain
+
+        return AlfworldDomain()
+    plugins = {p.name: p for p in entry_points(group="ragdistill.envs")}
+    if name not in plugins:
+        known = ", ".join(["alfworld", *sorted(plugins)])
+        raise ConfigError(f"env.name is {name!r}; installed environments: {known}.")
+    return plugins[name].load()()

@@ -1,0 +1,228 @@
+"""A scripted player that reads observations only and says why it acts: the source of cold-start demonstrations.
+
+It knows the interface (search, open, take, move) and, when told, one house rule. Untold, it is a naive explorer: it
+tries the operation with one receptacle after the other, in number order type by type, or one verb after the other on
+a tool it can see, and gives up with the episode. It has no rule for cleaning, heating, cooling or lamps. Three lessons are built in: the search order is predictable (by likelihood, then number), each thought
+restates the whole need, and long searches are kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+_ENTITY = re.compile(r"\ban? ([a-z]+) (\d+)")
+
+SearchOrder = Mapping[str, Sequence[str]]
+"""Object type → receptacle types, likeliest first."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What the goal asks for, in in-game words."""
+
+    object: str
+    target: str
+    """Receptacle type to put it in; empty for goals that end with the object in hand."""
+    count: int = 1
+    property: str = ""
+    """The goal's own word for what the object must become ("polished"), empty for plain goals."""
+    verb: str = ""
+    """The operation's command verb."""
+    tool: str = ""
+    """The right tool; the player looks at it only if `told`."""
+    told: bool = False
+    verbs: tuple[str, ...] = ()
+    """Set for tools that are objects ("ring candle 1", object in hand): verbs to try in turn, `verb` among them."""
+
+    def phrase(self, missing: int) -> str:
+        """The whole need in few words, restated in every thought."""
+        if self.count > 1:
+            return f"{missing} {self.object} in {self.target}"
+        if self.verbs:
+            return f"{self.object} with {self.tool}"
+        thing = f"{self.property} {self.object}" if self.property else self.object
+        return f"{thing} in {self.target}"
+
+
+def likelihood_order(placements: Iterable[Mapping[str, str]], rooms: Iterable[Sequence[str]]) -> dict[str, list[str]]:
+    """How often an object type lies in a receptacle of each type in training games, as a search order.
+
+    `placements`: object name → receptacle name, one mapping a game; `rooms`: the receptacle names of each game.
+    """
+    seen: dict[str, Counter[str]] = {}
+    total: Counter[str] = Counter()
+    for where in placements:
+        for obj, place in where.items():
+            seen.setdefault(_type(obj), Counter())[_type(place)] += 1
+    for names in rooms:
+        total.update(_type(n) for n in names)
+    return {
+        obj: sorted(total, key=lambda r: (-counts[r] / total[r], r))
+        for obj, counts in sorted(seen.items())
+    }  # fmt: skip
+
+
+@dataclass
+class Demonstrator:
+    """Plays one game; `act(observation)` → (thought, action)."""
+
+    need: Need
+    order: SearchOrder
+    listing: list[str] = field(default_factory=list)
+    """Receptacle names, in the room's own order."""
+    at: str = ""
+    holding: str = ""
+    done: int = 0
+    has_property: bool = False
+    closed: set[str] = field(default_factory=set)
+    """Receptacles seen closed and not opened since."""
+    visited: list[str] = field(default_factory=list)
+    known: dict[str, str] = field(default_factory=dict)
+    """Wanted objects seen so far → receptacle."""
+    tools: dict[str, str] = field(default_factory=dict)
+    """Tools that are objects, seen so far → receptacle."""
+    tried: list[str] = field(default_factory=list)
+    """Receptacles (or verbs) tried in vain."""
+    last: str = ""
+    operation: str = ""
+    """The operation's command, as last tried."""
+    stuck: bool = False
+    """`go to` had no effect: two receptacles share a standing point, and the player stands there already."""
+
+    def act(self, observation: str) -> tuple[str, str]:
+        """Next (thought, action) after `observation`."""
+        self._read(observation)
+        thought, action = self._decide(observation)
+        self.last = action
+        return thought, action
+
+    def _read(self, text: str) -> None:
+        self.stuck = False
+        if not self.listing:
+            self.listing = [f"{t} {n}" for t, n in _ENTITY.findall(text.split("Your task is to")[0])]
+            return
+        happened = "nothing happens" not in text.lower()
+        verb, _, rest = self.last.partition(" ")
+        if self.last.startswith("go to "):
+            self.at = self.last.removeprefix("go to ")
+            self.stuck = not happened
+            if happened:
+                self._look(text)
+        elif verb == "examine" and happened:
+            self._look(text)
+        elif verb == "open" and happened:
+            self.closed.discard(rest)
+            self._look(text)
+        elif verb == "take" and happened:
+            self.holding = rest.split(" from ")[0]
+            self.known.pop(self.holding, None)
+        elif verb == "move" and happened:
+            self.holding, self.done = "", self.done + 1
+        elif self.last == self.operation:
+            self.has_property = happened
+            self.tried.append(verb if self.need.verbs else self.at)
+
+    def _look(self, text: str) -> None:
+        if f"The {self.at} is closed" in text:
+            self.closed.add(self.at)
+        elif self.at not in self.visited:
+            self.visited.append(self.at)
+        for kind, number in _ENTITY.findall(text):
+            if kind == self.need.object and _type(self.at) != self.need.target:
+                self.known[f"{kind} {number}"] = self.at
+            if self.need.verbs and kind == self.need.tool:
+                self.tools[f"{kind} {number}"] = self.at
+
+    def _decide(self, text: str) -> tuple[str, str]:
+        operating = self.holding and self.need.property and not self.has_property and not self.need.verbs
+        if self.stuck and not operating and self.at not in self.visited and self.at not in self.closed:
+            return f"I am there already. I need {self._missing}.", f"examine {self.at}"
+        if not self.holding:
+            return self._search(text)
+        if self.need.verbs:
+            return self._try_verb(text)
+        if self.need.property and not self.has_property:
+            return self._operate()
+        return self._deliver()
+
+    @property
+    def _missing(self) -> str:
+        return self.need.phrase(self.need.count - self.done)
+
+    def _search(self, text: str) -> tuple[str, str]:
+        need = self._missing
+        here = next((o for o, r in self.known.items() if r == self.at), "")
+        if here:
+            return f"I found {here}. I need {need}.", f"take {here} from {self.at}"
+        if f"The {self.at} is closed" in text:
+            return f"The {self.at} is closed. I need {need}.", f"open {self.at}"
+        if self.known:
+            obj, place = next(iter(self.known.items()))
+            return f"I need {need}. I saw {obj}.", f"go to {place}"
+        place = self._next_place(self.need.object)
+        return f"I need {need}. I look in {_type(place)}.", f"go to {place}"
+
+    def _next_place(self, wanted: str) -> str:
+        order = list(self.order.get(wanted, ()))
+        rank = {t: i for i, t in enumerate(order)}
+        left = [r for r in self.listing if r not in self.visited and _type(r) != self.need.target]
+        left = left or [r for r in self.listing if r not in self.visited] or self.listing
+        return min(left, key=lambda r: (rank.get(_type(r), len(rank)), _type(r), int(r.split()[-1])))
+
+    def _try_verb(self, text: str) -> tuple[str, str]:
+        """The tool is an object that stands somewhere: find it, then act on it with the object in hand."""
+        start = f"I have {self.holding}. I need {self._missing}."
+        tool = next((t for t, r in self.tools.items() if r == self.at), "")
+        if tool:
+            verb = self.need.verb if self.need.told else next(v for v in self.need.verbs if v not in self.tried)
+            self.operation = f"{verb} {tool}"
+            failed = f"Not {self.tried[-1]}. " if self.tried else ""
+            return f"{failed}{start} {verb.capitalize()} {self.need.tool}.", self.operation
+        if f"The {self.at} is closed" in text:
+            return f"The {self.at} is closed. {start}", f"open {self.at}"
+        if self.tools:
+            tool, place = next(iter(self.tools.items()))
+            return f"{start} I saw {tool}.", f"go to {place}"
+        place = self._next_place(self.need.tool)
+        return f"{start} I look in {_type(place)}.", f"go to {place}"
+
+    def _operate(self) -> tuple[str, str]:
+        need = self.need
+        start = f"Not with {self.tried[-1]}." if self.at in self.tried else f"I have {self.holding}."
+        if need.told:
+            tool, why = self._first(need.tool), f"{need.verb.capitalize()} it with {need.tool}."
+        else:
+            tool = next((r for r in self._by_number() if r not in self.tried), self._first(need.tool))
+            why = f"I try {tool}."
+        thought = f"{start} It must be {need.property}. {why}"
+        if self.at == tool:
+            self.operation = f"{need.verb} {self.holding} with {tool}"
+            return thought, self.operation
+        return thought, f"go to {tool}"
+
+    def _by_number(self) -> list[str]:
+        """Receptacles as the room lists them, type by type, in number order."""
+        types = list(dict.fromkeys(_type(r) for r in self.listing))
+        return sorted(self.listing, key=lambda r: (types.index(_type(r)), int(r.split()[-1])))
+
+    def _deliver(self) -> tuple[str, str]:
+        target = self.need.target
+        state = f"{self.holding} is {self.need.property}." if self.need.property else f"I have {self.holding}."
+        thought = f"{state} I put it in {target}."
+        place = self._first(target)
+        if self.at != place:
+            return thought, f"go to {place}"
+        if place in self.closed:
+            return f"The {place} is closed. {thought}", f"open {place}"
+        return thought, f"move {self.holding} to {place}"
+
+    def _first(self, kind: str) -> str:
+        names = [r for r in self.listing if _type(r) == kind]
+        return min(names, key=lambda r: int(r.split()[-1]), default=f"{kind} 1")
+
+
+def _type(name: str) -> str:
+    return name.rsplit(" ", 1)[0]

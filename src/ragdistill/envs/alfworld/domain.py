@@ -1,0 +1,145 @@
+"""ALFWorld as a `Domain`: its tasks, its environments and its cold-start demonstrations. Knows no model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from ragdistill.coldstart.paraphrase import generic_hint, rule_hint
+from ragdistill.envs import Demo, Env, Turn
+from ragdistill.envs.alfworld.demonstrator import Demonstrator, Need, SearchOrder, likelihood_order
+from ragdistill.envs.alfworld.engine import AlfworldEnv
+from ragdistill.envs.alfworld.games import Game, read_game
+from ragdistill.envs.alfworld.goals import HOUSE_AT, HOUSE_WITH, KINDS, PICK, TWO
+from ragdistill.envs.alfworld.houserules import VOCABULARY
+from ragdistill.envs.alfworld.official import VARIABLE, official_root, official_tasks
+from ragdistill.envs.alfworld.splits import generate_split
+from ragdistill.errors import ConfigError, DataError
+from ragdistill.journal import cache_dir
+from ragdistill.params import ColdstartParams
+from ragdistill.records import Task, seed_of
+
+MAX_TURNS = 50
+"""A demonstration that has not found its tool by then ends there: that, too, is what exploring looks like."""
+MAX_VERBS = 8
+"""Verbs tried on a tool, the right one included, where the rule is not told."""
+
+
+class AlfworldDomain:
+    """See `ragdistill.envs.Domain`."""
+
+    name = "alfworld"
+
+    def fingerprint(self) -> str:
+        return AlfworldEnv(Path()).fingerprint()
+
+    def env_factory(self, cache: Path, admissible: bool) -> Callable[[], Env]:
+        return partial(open_env, cache, admissible)
+
+    def tasks(self, split: str, count: int, seed: int, out: Path) -> list[Task]:
+        if split in ("train", "dev", "test"):
+            tasks = generate_split(split, spread(count, KINDS), seed, out, cache_dir("env"))
+            return [_under(t, str(out)) for t in tasks]
+        root = official_root()
+        if root is None:
+            raise ConfigError(f"tasks ask for official games ({split}); set {VARIABLE} or choose generated ones.")
+        tasks = official_tasks(root, split.removeprefix("official_"))
+        if split == "official_train":
+            return sample(tasks, count, seed)
+        return tasks
+
+    def demonstrations(self, params: ColdstartParams, seed: int, out: Path) -> list[Demo]:
+        counts = mixture(params)
+        tasks = generate_split("coldstart", counts, seed, out, cache_dir("env"))
+        games = [read_game(out / t.data) for t in tasks]
+        order = likelihood_order(
+            [g.meta.placement for g in games if g.meta], [g.meta.receptacles for g in games if g.meta]
+        )
+        env = AlfworldEnv(out, cache_dir("env"))
+        rng = random.Random(seed_of("demonstrations", seed))
+        demos = [demonstrate(t, g, env, order, params, rng) for t, g in zip(tasks, games, strict=True)]
+        rng.shuffle(demos)
+        return demos
+
+
+def open_env(cache: Path, admissible: bool) -> AlfworldEnv:
+    """Made inside a worker process. `Task.data` is relative to the working directory, or absolute if official."""
+    return AlfworldEnv(Path(), cache, admissible)
+
+
+def spread(count: int, kinds: tuple[str, ...]) -> dict[str, int]:
+    """`count` over `kinds` as evenly as it goes."""
+    return {kind: count // len(kinds) + (i < count % len(kinds)) for i, kind in enumerate(kinds)}
+
+
+def sample(tasks: list[Task], count: int, seed: int) -> list[Task]:
+    """`count` tasks, balanced over kinds, drawn by `seed`."""
+    drawn: list[Task] = []
+    for kind, n in spread(count, KINDS).items():
+        pool = [t for t in tasks if t.kind == kind]
+        drawn += random.Random(seed_of("sample", seed, kind)).sample(pool, min(n, len(pool)))
+    return sorted(drawn, key=lambda t: t.id)
+
+
+def mixture(params: ColdstartParams) -> dict[str, int]:
+    """Games per kind: plain pick and two-object tasks, house rules of both forms."""
+    plain = round(params.demos * params.plain)
+    rules = params.demos - plain
+    return {PICK: plain - plain // 2, TWO: plain // 2, HOUSE_WITH: rules - rules // 4, HOUSE_AT: rules // 4}
+
+
+def demonstrate(
+    task: Task, game: Game, env: AlfworldEnv, order: SearchOrder, params: ColdstartParams, rng: random.Random
+) -> Demo:
+    """Play one game to its end; `DataError` when the demonstrator does not win it."""
+    told = game.rule is not None and rng.random() < params.hinted / max(1.0 - params.plain, 1e-9)
+    hints = draw_hints(game, told, rng, params.irrelevant)
+    first = env.reset(task)
+    player = Demonstrator(need_of(game, first.goal, told, rng), order)
+    turns: list[Turn] = []
+    seen = first
+    while not seen.done and len(turns) < MAX_TURNS:
+        thought, action = player.act(seen.text)
+        seen = env.step(action)
+        turns.append(Turn(thought=thought, action=action, observation=seen.text))
+    if not seen.done and (told or game.rule is None):
+        raise DataError(f"The demonstrator did not win {task.id} (goal {first.goal!r}); use another seed.")
+    return Demo(task_id=task.id, kind=task.kind, hints=hints, first_observation=first.text, turns=tuple(turns))
+
+
+def need_of(game: Game, goal: str, told: bool, rng: random.Random) -> Need:
+    """What the goal asks for, with the goal's own word for the property ("polished" or "polish")."""
+    assert game.meta is not None  # noqa: S101 - read_game returns proven games
+    rule, meta = game.rule, game.meta
+    word = ""
+    if rule is not None:
+        word = rule.adjective if rule.adjective in goal.lower().split() else rule.verb
+    verbs: tuple[str, ...] = ()
+    if rule is not None and rule.form == "at":
+        others = rng.sample([v for v, _ in VOCABULARY if v != rule.verb], MAX_VERBS)
+        verbs = (*others[: rng.randrange(MAX_VERBS)], rule.verb)
+    return Need(
+        object=meta.target, target=meta.destination, count=2 if game.kind == TWO else 1, property=word,
+        verb=rule.verb if rule else "", tool=meta.tool, told=told, verbs=verbs,
+    )  # fmt: skip
+
+
+def draw_hints(game: Game, told: bool, rng: random.Random, irrelevant: float) -> tuple[str, ...]:
+    """The rule in some wording if `told`, and at times hints that change nothing, in random order."""
+    assert game.meta is not None  # noqa: S101
+    places = sorted({r.split()[0] for r in game.meta.receptacles})
+    hints: list[str] = []
+    if told and game.rule is not None:
+        hints.append(rule_hint(rng, game.rule.command("{object}", "{" + game.meta.tool + "}"), game.meta.tool))
+    if rng.random() < irrelevant:
+        hints += [generic_hint(rng, places) for _ in range(rng.randint(1, 3 - len(hints)))]
+    rng.shuffle(hints)
+    return tuple(dict.fromkeys(hints))
+
+
+def _under(task: Task, folder: str) -> Task:
+    import msgspec
+
+    return msgspec.structs.replace(task, data=f"{folder}/{task.data}")

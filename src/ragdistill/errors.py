@@ -1,0 +1,32 @@
+"""Designed errors: one root, each also a standard-library type, each one sentence that says what to change.
+
+A failed episode is data (`records.StopReason`), never one of these.
+"""
+
+
+class RagdistillError(Exception):
+    """Root of every error this package raises on purpose; the CLI prints it without a traceback."""
+
+
+class ConfigError(RagdistillError, ValueError):
+    """A parameter, profile or file the user wrote is wrong."""
+
+
+class DataError(RagdistillError, ValueError):
+    """An input file is missing, damaged or of another schema version."""
+
+
+class IdentityError(RagdistillError, ValueError):
+    """A model, adapter or environment is not the one it claims to be (wrong hash, other base, pickle)."""
+
+
+class ContaminationError(RagdistillError, ValueError):
+    """Evaluation tasks would touch hints or training; refused, never warned about."""
+
+
+class EnvironmentFault(RagdistillError, RuntimeError):
+    """Infrastructure failed under an episode (dead worker, time-out); the episode ends as `infra_error`."""
+
+
+class EmptyResultError(RagdistillError, RuntimeError):
+    """A stage produced nothing to go on with (zero successes, zero hints); says which parameter to change."""

@@ -1,0 +1,54 @@
+"""Pick the hints for one episode, once, at its start. Knows bank, bucket and goal sentence, never the gold type."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Collection, Sequence
+from typing import Literal
+
+from ragdistill.hints.bank import Bank, hints_of, rank
+from ragdistill.hints.templates import ROLES, placeholders
+from ragdistill.records import Hint, digest, seed_of
+
+How = Literal["retrieved", "random", "constant"]
+
+
+def retrieve(
+    bank: Bank, bucket: str, goal: str, k: int, how: How = "retrieved", seed: int = 0, exclude: Collection[str] = ()
+) -> list[Hint]:
+    """At most `k` hints; fewer when fewer exist, never padded. `exclude` holds hint ids to pass over.
+
+    - retrieved: the best of `bucket`; a hint that names an entity of the goal (`{floorlamp}`) goes before equal lift.
+    - random: a control; hints of *other* buckets, drawn by `seed`, bucket and goal.
+    - constant: a control; the k best of the whole bank, the same for every task.
+    """
+    pool = [h for h in hints_of(bank) if h.id not in exclude]
+    if how == "constant":
+        return _distinct(sorted(pool, key=rank))[:k]
+    own = [h for h in pool if h.bucket == bucket]
+    if how == "random":
+        texts = {h.text for h in own}
+        others = _distinct([h for h in pool if h.bucket != bucket and h.text not in texts])
+        return random.Random(seed_of("random hints", seed, bucket, goal)).sample(others, min(k, len(others)))
+    words = set(re.findall(r"[a-z_-]+", goal.lower()))
+    return sorted(own, key=lambda h: (-(h.lift or 0.0), not _named(h, words), *rank(h)))[:k]
+
+
+def retriever(bank: Bank, k: int, how: How) -> Callable[[str, str, int], Sequence[Hint]]:
+    """`retrieve` with the bank bound: (bucket, goal, seed) → hints."""
+    return lambda bucket, goal, seed: retrieve(bank, bucket, goal, k, how, seed)
+
+
+def bank_key(bank: Bank, k: int, how: How) -> str:
+    """Identity of all that decides which hints an episode sees."""
+    return digest("retrieval", how, k, [(h.bucket, h.id, h.text, h.lift, h.score, h.mentions) for h in hints_of(bank)])
+
+
+def _named(hint: Hint, words: set[str]) -> bool:
+    return any(p[1:-1] in words for p in placeholders(hint.text) if p not in ROLES)
+
+
+def _distinct(hints: Collection[Hint]) -> list[Hint]:
+    """First of each text: the same sentence may stand in several buckets."""
+    return list({h.text: h for h in reversed(list(hints))}.values())[::-1]

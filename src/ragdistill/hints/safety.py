@@ -1,0 +1,40 @@
+"""Quarantine: which hint texts must never reach a prompt. Knows only strings.
+
+Hints come from model output, hence from untrusted text: a refused one is kept out and named, never repaired.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from ragdistill.hints.templates import PLACEHOLDER
+
+_CONTROL_TOKEN = re.compile(r"<\||\|>|<<|>>|</?[a-z_]+>|\[/?inst\]|<unused\d+>", re.IGNORECASE)
+_URL = re.compile(r"\w+://|\bwww\.|\b[\w-]+\.(?:com|org|net|io|ai|dev|sh|py|exe)\b", re.IGNORECASE)
+_CODE = re.compile(r"[`\\$;]|\(\)|==|=>|->|\bimport \w|\beval\b|\bsudo\b")
+_SPEAKER = re.compile(
+    r"(?:^|[.!?]\s+)(?:system|user|assistant|observation|action|thought|goal|task)\s*:", re.IGNORECASE
+)
+_NUMBERED = re.compile(r"[a-z][a-z_-]* \d+\b", re.IGNORECASE)
+
+
+def refusal(text: str, max_chars: int) -> str | None:
+    """Why `text` may not be a hint, or None when it may."""
+    if not text.strip():
+        return "empty"
+    if len(text) > max_chars:
+        return f"longer than {max_chars} characters"
+    if any(unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn") for c in text):
+        return "line break or invisible character"
+    for pattern, reason in (
+        (_CONTROL_TOKEN, "control token"),
+        (_URL, "address"),
+        (_CODE, "code"),
+        (_SPEAKER, "speaker label"),
+        (_NUMBERED, "concrete object number"),
+    ):
+        if found := pattern.search(text):
+            return f"{reason} {found[0]!r}"
+    rest = PLACEHOLDER.sub("", text)
+    return "brace outside a {placeholder}" if "{" in rest or "}" in rest else None

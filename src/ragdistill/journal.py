@@ -1,0 +1,54 @@
+"""Crash-safe, content-addressed store of finished episodes and calls.
+
+One file a record, named by the digest of everything that decides its content, written temp-then-rename: a file that
+exists is complete, a kill at any moment loses only what had not finished, and no code edit that leaves the key alone
+pays again. DVC deletes a stage's outputs before a rerun, so the journal lives outside of them, under
+`$DVC_ROOT/.cache/journal` (queued experiments share it with the main workspace).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+
+from ragdistill.records import Record, write_atomic
+
+R = TypeVar("R", bound=Record)
+
+
+def project_root() -> Path:
+    """`$DVC_ROOT` inside a stage, the working directory otherwise."""
+    return Path(os.environ.get("DVC_ROOT", ".")).resolve()
+
+
+def cache_dir(*parts: str) -> Path:
+    """A folder under the project's `.cache/` (or `$RAGDISTILL_CACHE`)."""
+    given = os.environ.get("RAGDISTILL_CACHE")
+    return (Path(given) if given else project_root() / ".cache").joinpath(*parts)
+
+
+class Journal(Generic[R]):
+    """`get(key)` → record or None; `put(key, record)`. Safe for several processes at once."""
+
+    def __init__(self, root: Path, cls: type[R]) -> None:
+        self.root, self.cls = root, cls
+        self.damaged = 0
+        """Entries that could not be read back; they count as absent and are written again."""
+
+    def _path(self, key: str) -> Path:
+        return self.root / key[:2] / f"{key}.json"
+
+    def get(self, key: str) -> R | None:
+        try:
+            return msgspec.json.decode(self._path(key).read_bytes(), type=self.cls)
+        except FileNotFoundError:
+            return None
+        except (msgspec.DecodeError, msgspec.ValidationError):
+            self.damaged += 1
+            return None
+
+    def put(self, key: str, record: R) -> None:
+        write_atomic(self._path(key), msgspec.json.encode(record))

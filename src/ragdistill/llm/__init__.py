@@ -1,0 +1,51 @@
+"""The `ChatModel` protocol: asynchronous `chat(messages, sampling) → Reply`. A model knows no task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ragdistill.records import Message, Record, Usage
+
+
+class Sampling(Record, kw_only=True):
+    """How one reply is drawn. `seed` makes a sampled reply a function of (messages, sampling)."""
+
+    temperature: float = 0.0
+    """0 = greedy."""
+    top_p: float = 1.0
+    max_tokens: int = 64
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+class Reply(Record, kw_only=True):
+    """One completion."""
+
+    text: str
+    usage: Usage
+    finish: str = "stop"
+    """stop | length | context | error"""
+
+
+class ChatModel(Protocol):
+    """Anything that answers chats: the local engine, an endpoint, a script."""
+
+    async def chat(self, messages: Sequence[Message], sampling: Sampling, conversation: str = "") -> Reply:
+        """Answer. Calls with the same non-empty `conversation` extend one another, so its KV cache may be kept.
+
+        Raises `errors.EnvironmentFault` on infrastructure failure.
+        """
+        ...
+
+    async def forget(self, conversation: str) -> None:
+        """Free what is kept for `conversation`."""
+        ...
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Prompt length in tokens, for the context budget."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Identity of weights, tokenizer, precision and engine version."""
+        ...

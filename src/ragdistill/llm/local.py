@@ -1,0 +1,251 @@
+"""The local engine: a `ChatModel` that batches conversations continuously and keeps their KV cache between turns.
+
+Calls come from asyncio; one background thread owns the model. Each step mixes one token of every conversation that
+decodes with prompt chunks of those that have just come back from their environment. This module knows no task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ragdistill.errors import EnvironmentFault
+from ragdistill.llm import Reply, Sampling, cpu_env
+from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
+from ragdistill.llm.slots import Slot, SlotTable
+from ragdistill.records import Message, Usage, digest
+
+cpu_env.apply()
+
+import torch  # noqa: E402  (the environment above is read when torch is loaded)
+
+from ragdistill.llm.kv_cache import Chunk  # noqa: E402
+from ragdistill.llm.runner import HuggingFaceRunner  # noqa: E402
+from ragdistill.llm.sampling import next_tokens  # noqa: E402
+from ragdistill.llm.weights import adapter_fingerprint, load_merged, model_fingerprint  # noqa: E402
+
+ENGINE_VERSION = 1
+"""Part of the fingerprint; bumped when a change alters outputs."""
+MAX_CONTEXT = 4096
+"""Default bound of a conversation in tokens (less if the model's own is less)."""
+CHUNK = 256
+"""Most prompt tokens of one conversation in one step."""
+STEP_TOKENS = 1024
+"""Most tokens in one step; more gains no speed per token."""
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(slots=True)
+class _Call:
+    """One `chat` call on its way through the engine."""
+
+    prompt: list[int]
+    sampling: Sampling
+    conversation: str
+    future: Future[Reply]
+    generated: list[int] = field(default_factory=list)
+    reused: int = 0
+    """Prompt tokens found in the slot's cache when the call began."""
+
+    def fed(self, count: int) -> list[int]:
+        """The first `count` ids of prompt and reply."""
+        missing = count - len(self.prompt)
+        return self.prompt[:count] if missing <= 0 else self.prompt + self.generated[:missing]
+
+
+def best_dtype() -> str:
+    """bfloat16 where the processor multiplies it natively (about 4x float32), else float32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return "float32"
+    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
+class LocalEngine:
+    """A model directory, with an adapter merged in if given, as a `ChatModel`."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        adapter: Path | None = None,
+        dtype: str = "auto",
+        max_batch: int = 32,
+        reference: bool = False,
+        max_context: int = MAX_CONTEXT,
+    ) -> None:
+        """Load the model and start the engine's thread.
+
+        `max_batch` conversations run, and stay cached, at once. `reference` computes in float32, one conversation
+        at a time, so that replies are bit-equal whatever the concurrency. Raises `IdentityError` for a model or
+        adapter that is not what it should be, `ConfigError` for an architecture the engine cannot run.
+        """
+        name = "float32" if reference else best_dtype() if dtype == "auto" else dtype
+        model = load_merged(model_dir, adapter, _DTYPES[name])
+        self._format = ChatFormat(load_tokenizer(model_dir))
+        self._context = min(max_context, int(getattr(model.config, "max_position_embeddings", max_context)))
+        self._runner = HuggingFaceRunner(model, max_batch)
+        kind = ["reference" if reference else "batched", name, str(ENGINE_VERSION), str(self._context)]
+        parts = [model_fingerprint(model_dir), adapter_fingerprint(adapter) if adapter else ""]
+        self._fingerprint = digest("local", *parts, *kind)
+        self._together = 1 if reference else max_batch
+        self._table = SlotTable(max_batch)
+        self._waiting: list[_Call] = []
+        self._running: list[tuple[_Call, Slot]] = []
+        self._inbox: queue.SimpleQueue[_Call | str | None] = queue.SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._serve, name="ragdistill-engine", daemon=True)
+        self._thread.start()
+
+    async def chat(self, messages: Sequence[Message], sampling: Sampling, conversation: str = "") -> Reply:
+        """Answer; see `ChatModel.chat`. A prompt that fills the context returns at once with finish "context"."""
+        if self._closed:
+            raise EnvironmentFault("The local engine was closed; make a new one.")
+        call = _Call(self._format.prompt_ids(messages), sampling, conversation, Future())
+        if len(call.prompt) >= self._context:
+            return Reply(text="", usage=Usage(prompt_tokens=len(call.prompt)), finish="context")
+        self._inbox.put(call)
+        return await asyncio.wrap_future(call.future)
+
+    async def forget(self, conversation: str) -> None:
+        """Free the conversation's slot."""
+        self._inbox.put(conversation)
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Prompt length in tokens."""
+        return len(self._format.prompt_ids(messages))
+
+    def fingerprint(self) -> str:
+        """Identity of weights, adapter, tokenizer, precision and engine."""
+        return self._fingerprint
+
+    def close(self) -> None:
+        """Stop the thread; calls that still wait raise `EnvironmentFault`."""
+        if not self._closed:
+            self._closed = True
+            self._inbox.put(None)
+            self._thread.join()
+
+    def _serve(self) -> None:
+        while self._receive():
+            try:
+                self._admit()
+                self._step()
+            except Exception as e:  # boundary: the failure goes to every caller, the thread lives on
+                self._fail(EnvironmentFault(f"The local engine failed in a step: {type(e).__name__}: {e}"))
+        self._fail(EnvironmentFault("The local engine was closed; make a new one."))
+
+    def _receive(self) -> bool:
+        """Take in what has arrived, waiting if there is nothing to do; False when told to stop."""
+        idle = not self._waiting and not self._running
+        while idle or not self._inbox.empty():
+            item = self._inbox.get()
+            if item is None:
+                return False
+            if isinstance(item, str):
+                self._table.forget(item)
+            else:
+                self._waiting.append(item)
+                idle = False
+        return True
+
+    def _admit(self) -> None:
+        """Start waiting calls, first come first served, as far as slots go."""
+        waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            if call.future.cancelled():
+                continue
+            room = len(self._running) < self._together
+            slot = self._table.acquire(call.conversation, call.prompt) if room else None
+            if slot is None:
+                self._waiting.append(call)
+            else:
+                call.reused = len(slot.tokens)
+                self._running.append((call, slot))
+
+    def _step(self) -> None:
+        """One forward pass: a token of each decoding conversation plus prompt chunks of the others."""
+        work, budget = [], STEP_TOKENS
+        for call, slot in self._running:
+            pending = len(call.prompt) + len(call.generated) - len(slot.tokens)
+            count = min(pending, CHUNK, budget)
+            if count > 0:
+                budget -= count
+                work.append((call, slot, Chunk(slot.index, len(slot.tokens), count), pending == count))
+        if not work:
+            return
+        work.sort(key=lambda w: (w[2].count > 1, w[1].index))
+        ids: list[int] = []
+        ends: list[int] = []
+        for call, slot, chunk, last in work:
+            ids += call.fed(chunk.length)[chunk.start :]
+            ends += [len(ids) - 1] if last else []
+        logits = self._forward(ids, [w[2] for w in work], ends)
+        for call, slot, chunk, _ in work:
+            slot.tokens += call.fed(chunk.length)[chunk.start :]
+        done = [(call, slot) for call, slot, _, last in work if last]
+        if not done:
+            return
+        tokens = next_tokens(logits, [(call.sampling, len(call.generated)) for call, _ in done])
+        for (call, slot), token in zip(done, tokens, strict=True):
+            self._extend(call, slot, token)
+
+    def _forward(self, ids: list[int], chunks: list[Chunk], ends: list[int]) -> torch.Tensor:
+        padded = _padded(len(ids)) if self._together > 1 else len(ids)
+        with torch.inference_mode():
+            plan = self._runner.cache.plan(chunks, padded)
+            flat = torch.tensor(ids + [0] * (padded - len(ids)))
+            return self._runner.step(flat, plan, torch.tensor(ends or [0]))
+
+    def _extend(self, call: _Call, slot: Slot, token: int) -> None:
+        """Append `token` to the reply, and end the call if it was the last."""
+        call.generated.append(token)
+        if token in self._format.stop_ids:
+            self._finish(call, slot, self._format.decode(call.generated[:-1]), "stop")
+            return
+        text = self._format.decode(call.generated) if call.sampling.stop else ""
+        cut = min((at for at in map(text.find, call.sampling.stop) if at >= 0), default=-1)
+        if cut >= 0:
+            self._finish(call, slot, text[:cut], "stop")
+        elif len(call.generated) >= call.sampling.max_tokens:
+            self._finish(call, slot, self._format.decode(call.generated), "length")
+        elif len(call.prompt) + len(call.generated) >= self._context:
+            self._finish(call, slot, self._format.decode(call.generated), "context")
+
+    def _finish(self, call: _Call, slot: Slot, text: str, finish: str) -> None:
+        self._running = [(c, s) for c, s in self._running if c is not call]
+        self._table.release(slot)
+        prompt, completion = len(call.prompt), len(call.generated)
+        computed = prompt - call.reused + completion
+        usage = Usage(prompt_tokens=prompt, completion_tokens=completion, computed_tokens=computed)
+        if not call.future.cancelled():
+            call.future.set_result(Reply(text=text, usage=usage, finish=finish))
+
+    def _fail(self, fault: EnvironmentFault) -> None:
+        """Hand `fault` to every caller and start afresh: the cache's content is unknown."""
+        calls = self._waiting + [call for call, _ in self._running]
+        while not self._inbox.empty():
+            item = self._inbox.get()
+            calls += [item] if isinstance(item, _Call) else []
+        self._waiting, self._running = [], []
+        self._table.clear()
+        for call in calls:
+            if not call.future.done():
+                call.future.set_exception(fault)
+
+
+def _padded(tokens: int) -> int:
+    """Flat tokens are padded to few sizes, so that kernels are compiled for few shapes."""
+    step = 8 if tokens <= 64 else 32 if tokens <= 256 else 128
+    return -(-tokens // step) * step
+
+
+def threads() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

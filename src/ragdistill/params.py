@@ -1,0 +1,194 @@
+"""Strict parameters, one section per stage, read from `params.yaml`.
+
+An unknown key or a wrong type is an error that names the nearest valid key. Meanings and reasons stand in
+`params.yaml` itself, at the end of each line; defaults live there too, so that nothing is configured twice.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from ragdistill.errors import ConfigError
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+NonNegative = Annotated[int, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0.0)]
+NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0.0)]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all sections."""
+
+
+class EnvParams(Section):
+    name: str
+    max_steps: Positive
+    workers: Positive
+    recycle_after: Positive
+    step_timeout: PositiveFloat
+
+
+class AgentParams(Section):
+    name: str
+    context_tokens: Positive
+    max_reply_tokens: Positive
+    loop_limit: Positive
+    no_action_limit: Positive
+
+
+class ModelParams(Section):
+    base: str
+    teacher: str | None
+    engine: Literal["auto", "batched", "reference", "scripted"]
+    script: str | None
+    dtype: Literal["auto", "bfloat16", "float32"]
+    concurrency: Positive
+
+
+class TasksParams(Section):
+    source: Literal["generated", "official"]
+    train: Positive
+    dev: NonNegative
+    test: Positive
+    eval_split: str
+
+
+class LoraParams(Section):
+    r: Positive
+    alpha: Positive
+    dropout: Share
+    lr: PositiveFloat
+    epochs: Positive
+    batch: Positive
+    warmup: Share
+    weight_decay: NonNegativeFloat
+    max_tokens: Positive
+
+
+class ColdstartParams(Section):
+    enabled: bool
+    demos: Positive
+    plain: Share
+    hinted: Share
+    irrelevant: Share
+    lora: LoraParams
+
+
+class RolloutsParams(Section):
+    attempts: Positive
+    temperature: NonNegativeFloat
+    record_admissible: bool
+
+
+class HintsParams(Section):
+    extractor: Literal["offline"]
+    kinds: tuple[Literal["contrast", "precondition", "redundancy", "affordance"], ...]
+    k: NonNegative
+    min_support: Positive
+    max_chars: Positive
+    dedup: Share
+    per_bucket: Positive
+
+
+class TeachParams(Section):
+    variants: tuple[Literal["hints", "retry", "random"], ...]
+    tasks: Literal["all", "failures"]
+    attempts: Positive
+    temperature: NonNegativeFloat
+
+
+class StripParams(Section):
+    max_invalid: NonNegative | None
+    on_hint_reference: Literal["drop_thought", "drop_trajectory"]
+    per_task: Positive
+
+
+class SftParams(Section):
+    variants: tuple[Literal["sft", "distilled", "sft_retry", "distilled_random"], ...]
+    seeds: tuple[int, ...]
+    include_base_successes: bool
+    checkpoint_steps: Positive
+    lora: LoraParams
+
+
+class EvaluateParams(Section):
+    policies: tuple[Literal["raw", "base", "rag", "rag_random", "rag_constant"], ...]
+    temperature: NonNegativeFloat
+    primary: tuple[str, ...]
+
+
+class ReportParams(Section):
+    bootstrap: Positive
+    confidence: Share
+
+
+class TrackParams(Section):
+    experiment: str
+    registered_model: str
+
+
+class PromoteParams(Section):
+    margin: NonNegativeFloat
+
+
+class Params(Section):
+    """All of `params.yaml`."""
+
+    seed: int
+    label: str
+    env: EnvParams
+    agent: AgentParams
+    model: ModelParams
+    tasks: TasksParams
+    coldstart: ColdstartParams
+    rollouts: RolloutsParams
+    hints: HintsParams
+    teach: TeachParams
+    strip: StripParams
+    sft: SftParams
+    evaluate: EvaluateParams
+    report: ReportParams
+    track: TrackParams
+    promote: PromoteParams
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check `path`; `ConfigError` names the key, and the nearest valid one if it is unknown."""
+    try:
+        raw = msgspec.yaml.decode(path.read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; run from the project's root.") from None
+    except msgspec.DecodeError as e:
+        raise ConfigError(f"{path} is not valid YAML: {e}.") from None
+    return convert_params(raw, str(path))
+
+
+def convert_params(raw: Any, where: str = "params") -> Params:
+    """Turn plain data into `Params`, strictly."""
+    try:
+        return msgspec.convert(raw, Params)
+    except msgspec.ValidationError as e:
+        raise ConfigError(f"{where}: {_explain(str(e))}") from None
+
+
+def _explain(message: str) -> str:
+    unknown = re.match(r"Object contains unknown field `(.+?)`(?: - at `\$\.?(.*)`)?", message)
+    if not unknown:
+        return message
+    key, place = unknown.group(1), unknown.group(2) or ""
+    near = difflib.get_close_matches(key, _keys_at(place), n=1, cutoff=0.0)
+    dotted = f"{place}.{key}" if place else key
+    return f"unknown key `{dotted}`; the nearest valid key is `{near[0]}`." if near else f"unknown key `{dotted}`."
+
+
+def _keys_at(place: str) -> list[str]:
+    section: Any = Params
+    for name in filter(None, place.split(".")):
+        section = {f.name: f.type for f in msgspec.structs.fields(section)}[name]
+    return [f.name for f in msgspec.structs.fields(section)]

@@ -1,0 +1,319 @@
+"""The MLflow projection of result files, and the aliases `challenger` and `champion`.
+
+The only module that imports mlflow (≈ 1–2 s), so nothing else imports it at module level. Files and DVC stay the
+source of truth: a store that is lost is projected again. A store is a directory that holds `mlflow.db` (sqlite) and
+`artifacts/`; look at it with `mlflow ui --backend-store-uri sqlite:///<store>/mlflow.db`.
+This module knows no metric name and plays no episode: the re-evaluation before a promotion is its caller's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+# Usage statistics are sent over the network unless this is set before the import.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelStatus, Metric, Param, RunTag
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from ragdistill.errors import ConfigError, DataError
+from ragdistill.stats import PairedTest
+
+LINEAGE_TAG = "ragdistill.lineage"
+SHA_TAG = "ragdistill.adapter_sha256"
+PREVIOUS_TAG = "ragdistill.previous_champion"
+CHALLENGER, CHAMPION = "challenger", "champion"
+
+_BATCH = 1000
+"""MLflow's limit of metrics in one request."""
+_DIGEST = 36
+"""MLflow's limit of a dataset digest's length; the whole hash goes into the profile."""
+
+
+@dataclass(frozen=True)
+class Projected:
+    """Where a projection landed; `version` is None without an adapter."""
+
+    run_id: str
+    version: str | None
+
+
+@dataclass(frozen=True)
+class Aliases:
+    """Version numbers behind the two aliases; None where an alias is not set."""
+
+    champion: str | None
+    challenger: str | None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether to move `champion`, and why in one sentence."""
+
+    promote: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """One pipeline state, as MLflow shall show it."""
+
+    experiment: str
+    lineage: str
+    """Name of the inputs (e.g. a hash of `dvc.lock`): the same lineage updates the same run."""
+    registered_model: str
+    params: Mapping[str, object]
+    """Flat. MLflow never changes a param: a value that drifts under one lineage goes to the tag `params.changed`."""
+    metrics: Mapping[str, float]
+    """Flat, finite."""
+    curves: Mapping[str, Sequence[tuple[int, float]]]
+    """Metric → (step, value) points."""
+    datasets: Sequence[tuple[str, str, str]]
+    """(name, path, sha256) of the inputs."""
+    artifacts: Sequence[Path]
+    """Files or directories copied into the run."""
+    adapter: Path | None
+    """Directory to register; None when nothing was trained."""
+    tags: Mapping[str, str]
+    """With `DVC_EXP_NAME` the alias `challenger` stays: a queued experiment must not displace the workspace's own."""
+
+
+def project(store: Path, p: Projection) -> Projected:
+    """Mirror `p` into one MLflow run, found or created by its lineage; idempotent.
+
+    The adapter becomes a model version once for each content hash. `DataError` when its directory is empty or absent.
+    """
+    client = _client(store, create=True)
+    experiment_id = _experiment(client, store, p.experiment)
+    run_id = _run(client, experiment_id, p.lineage)
+    _log_params(client, run_id, p.params)
+    _log_metrics(client, run_id, p.metrics, p.curves)
+    client.log_inputs(run_id, [_dataset(*d) for d in p.datasets])
+    for path in p.artifacts:
+        if path.is_dir():
+            client.log_artifacts(run_id, str(path), path.name)
+        else:
+            client.log_artifact(run_id, str(path))
+    version, tags = None, dict(p.tags)
+    if p.adapter is not None:
+        version = tags["ragdistill.model_version"] = _register(client, experiment_id, run_id, p)
+        if not tags.get("DVC_EXP_NAME"):
+            client.set_registered_model_alias(p.registered_model, CHALLENGER, version)
+    client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
+    client.set_terminated(run_id, "FINISHED")
+    return Projected(run_id, version)
+
+
+def champion_and_challenger(store: Path, name: str) -> Aliases:
+    """Versions behind the aliases of the registered model `name`."""
+    client = _client(store)
+    return Aliases(_aliased(client, name, CHAMPION), _aliased(client, name, CHALLENGER))
+
+
+def download(store: Path, name: str, alias: str, dest: Path) -> Path:
+    """Copy the adapter behind `alias` into the new directory `dest`; checks the recorded hash and returns `dest`.
+
+    Raises:
+        ConfigError: nothing carries the alias, or `dest` already holds files.
+        DataError: the stored files are not those that were registered.
+    """
+    client = _client(store)
+    version = _require(client, name, alias)
+    if dest.exists() and any(dest.iterdir()):
+        raise ConfigError(f"{dest} is not empty; name a new directory.")
+    with tempfile.TemporaryDirectory() as tmp:
+        # By address: MLflow would look a `models:/` name up in the global store, whatever the client's.
+        address = client.get_model_version_download_uri(name, str(version.version))
+        got = Path(download_artifacts(artifact_uri=address, dst_path=tmp))
+        if version.tags.get(SHA_TAG) != tree_sha256(got):
+            raise DataError(f"Version {version.version} of {name} changed in the store; project it again.")
+        shutil.copytree(got, dest, dirs_exist_ok=True)
+    return dest
+
+
+def decide(difference: PairedTest, margin: float, has_champion: bool) -> Decision:
+    """Whether the challenger may become champion.
+
+    `difference` is challenger − champion, or, without a champion, challenger − base. `margin` is the success share
+    (0.05 = 5 points) that a successor may be worse by (non-inferiority), and that the first champion must beat base by.
+    """
+    found, rival = difference.diff, "champion" if has_champion else "base"
+    bound = -margin if has_champion else margin
+    numbers = (
+        f"challenger - {rival} = {100 * found.value:+.1f} points "
+        f"[{100 * found.lo:+.1f}, {100 * found.hi:+.1f}] on {difference.n} tasks"
+    )
+    if found.lo > bound:
+        return Decision(True, f"Promote: {numbers}; the lower bound is above {100 * bound:+.1f}.")
+    advice = "evaluate on more tasks or improve the challenger"
+    return Decision(False, f"Refuse: {numbers}; the lower bound must be above {100 * bound:+.1f}: {advice}.")
+
+
+def promote(store: Path, name: str, decision: Decision, who: str, difference: PairedTest) -> str:
+    """Move `champion` to the challenger and record who, when, why and the numbers on the version; returns it.
+
+    Raises:
+        ConfigError: the decision refuses, there is no challenger, or it already is the champion.
+    """
+    if not decision.promote:
+        raise ConfigError(decision.reason)
+    client = _client(store)
+    version = str(_require(client, name, CHALLENGER).version)
+    previous = _aliased(client, name, CHAMPION)
+    if previous == version:
+        raise ConfigError(f"Version {version} of {name} already is the champion.")
+    record = {
+        PREVIOUS_TAG: previous or "",
+        "ragdistill.promoted_by": who,
+        "ragdistill.promoted_at": _now(),
+        "ragdistill.promotion": decision.reason,
+        "ragdistill.promotion_numbers": json.dumps(asdict(difference), sort_keys=True),
+    }
+    # Tags first: an interruption leaves a record without a move, never a champion that cannot be rolled back.
+    for key, value in record.items():
+        client.set_model_version_tag(name, version, key, value)
+    client.set_registered_model_alias(name, CHAMPION, version)
+    return version
+
+
+def rollback(store: Path, name: str, who: str) -> str:
+    """Move `champion` back to the version it replaced; returns that version.
+
+    Raises:
+        ConfigError: there is no champion, or none before it.
+    """
+    client = _client(store)
+    current = _require(client, name, CHAMPION)
+    previous = current.tags.get(PREVIOUS_TAG)
+    if not previous:
+        raise ConfigError(f"Version {current.version} of {name} replaced no champion; there is nothing to go back to.")
+    client.set_model_version_tag(name, current.version, "ragdistill.rolled_back_by", who)
+    client.set_model_version_tag(name, current.version, "ragdistill.rolled_back_at", _now())
+    client.set_registered_model_alias(name, CHAMPION, previous)
+    return previous
+
+
+def tree_sha256(directory: Path) -> str:
+    """Hex sha256 over names and contents of all files below `directory`, in name order."""
+    outer = hashlib.sha256()
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        outer.update(path.relative_to(directory).as_posix().encode() + b"\0")
+        outer.update(hashlib.sha256(path.read_bytes()).digest())
+    return outer.hexdigest()
+
+
+def _uri(store: Path) -> str:
+    return f"sqlite:///{store.resolve() / 'mlflow.db'}"
+
+
+def _client(store: Path, create: bool = False) -> MlflowClient:
+    if create:
+        store.mkdir(parents=True, exist_ok=True)
+    elif not (store / "mlflow.db").exists():
+        raise ConfigError(f"{store} holds no MLflow store; run `dvc repro track` first.")
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # a new store prints ~60 migration lines otherwise
+    return MlflowClient(tracking_uri=_uri(store), registry_uri=_uri(store))
+
+
+def _experiment(client: MlflowClient, store: Path, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    # Left out, the location would resolve from the current directory even with an absolute sqlite URI.
+    return client.create_experiment(name, artifact_location=(store.resolve() / "artifacts" / name).as_uri())
+
+
+def _run(client: MlflowClient, experiment_id: str, lineage: str) -> str:
+    if not lineage or "'" in lineage:
+        raise ConfigError(f"Lineage {lineage!r} must be a non-empty name without quotes.")
+    found = client.search_runs([experiment_id], f"tags.`{LINEAGE_TAG}` = '{lineage}'", max_results=1)
+    if found:
+        run_id = found[0].info.run_id
+        client.update_run(run_id, status="RUNNING")
+        return run_id
+    return client.create_run(experiment_id, tags={LINEAGE_TAG: lineage}, run_name=lineage[:12]).info.run_id
+
+
+def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, object]) -> None:
+    stored = client.get_run(run_id).data.params
+    wanted = {k: str(v) for k, v in params.items()}
+    new = [Param(k, v) for k, v in wanted.items() if k not in stored]
+    for i in range(0, len(new), 100):  # MLflow's limit of params in one request
+        client.log_batch(run_id, params=new[i : i + 100])
+    changed = {k: v for k, v in wanted.items() if k in stored and stored[k] != v}
+    if changed:
+        client.set_tag(run_id, "params.changed", json.dumps(changed, sort_keys=True))
+
+
+def _log_metrics(
+    client: MlflowClient, run_id: str, metrics: Mapping[str, float], curves: Mapping[str, Sequence[tuple[int, float]]]
+) -> None:
+    now = int(datetime.now(UTC).timestamp() * 1000)
+    stored = client.get_run(run_id).data.metrics
+    # A metric keeps its history: an unchanged number is not logged again, so reprojecting adds nothing.
+    points = [Metric(k, float(v), now, 0) for k, v in metrics.items() if stored.get(k) != float(v)]
+    for name, curve in curves.items():
+        known = {(m.step, m.value) for m in client.get_metric_history(run_id, name)} if name in stored else set()
+        points += [Metric(name, float(v), now, step) for step, v in curve if (step, float(v)) not in known]
+    for i in range(0, len(points), _BATCH):
+        client.log_batch(run_id, metrics=points[i : i + _BATCH])
+
+
+def _dataset(name: str, path: str, sha: str) -> DatasetInput:
+    source = json.dumps({"uri": path})
+    profile = json.dumps({"sha256": sha})
+    dataset = Dataset(name=name, digest=sha[:_DIGEST], source_type="local", source=source, profile=profile)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", name)])
+
+
+def _register(client: MlflowClient, experiment_id: str, run_id: str, p: Projection) -> str:
+    """Upload the adapter as a logged model and register it, unless its hash is already registered."""
+    adapter, name = p.adapter, p.registered_model
+    if adapter is None or not adapter.is_dir() or not any(adapter.iterdir()):
+        raise DataError(f"Adapter directory {adapter} is absent or empty; run the stage that trains it.")
+    sha = tree_sha256(adapter)
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.tags.get(SHA_TAG) == sha:
+            return str(version.version)
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    model = client.create_logged_model(
+        experiment_id, name=name, source_run_id=run_id, tags={SHA_TAG: sha}, model_type="lora-adapter"
+    )
+    client.log_model_artifacts(model.model_id, str(adapter))
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    # The artifact location, not `models:/m-…`: MLflow resolves the latter in the global store, whatever the client's.
+    created = client.create_model_version(
+        name, model.artifact_location, run_id=run_id, tags={SHA_TAG: sha}, model_id=model.model_id
+    )
+    return str(created.version)
+
+
+def _aliased(client: MlflowClient, name: str, alias: str) -> str | None:
+    for model in client.search_registered_models(f"name = '{name}'"):
+        version = model.aliases.get(alias)
+        return None if version is None else str(version)
+    return None
+
+
+def _require(client: MlflowClient, name: str, alias: str) -> ModelVersion:
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException:
+        raise ConfigError(f"No version of {name} is called {alias}; run `dvc repro` or promote one.") from None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

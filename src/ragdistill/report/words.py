@@ -1,0 +1,94 @@
+"""Sentences from numbers. Says "raised" only where the interval excludes zero. Knows no HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+DESCRIPTIONS = {
+    "raw": "the model as published",
+    "base": "the agent before distilling, no hints",
+    "rag": "base with hints retrieved for the task",
+    "rag_random": "control: base with hints of other task types",
+    "rag_constant": "control: base with the same hints every time",
+    "sft": "trained on base's own successes, no hints",
+    "distilled": "trained on hinted successes with the hints removed, plays without hints",
+    "sft_retry": "control: trained on a second unhinted attempt of the same budget",
+    "distilled_random": "control: trained on successes under random hints",
+}
+
+
+def answer(m: Mapping[str, Any]) -> list[str]:
+    """The page's opening: the answer, then what it must be read against; one sentence where there is no answer."""
+    first = m["primary"]["paired"]
+    if "distilled-base" not in first:
+        return ["Base and distilled agent were not both evaluated, so there is no answer yet."]
+    sentences = [_gain(m, first["distilled-base"])]
+    if "distilled-rag" in first:
+        sentences.append(_against_hints(m, first["distilled-rag"]))
+    rivals = [
+        f"{100 * first[pair]['diff']:+.1f} points over {name} ({_interval(first[pair], m)})"
+        for pair, name in _RIVALS.items()
+        if pair in first
+    ]
+    if rivals:
+        sentences.append(f"Against other ways of training: {'; '.join(rivals)}.")
+    return [s.replace(" -", " \N{MINUS SIGN}").replace("(-", "(\N{MINUS SIGN}") for s in sentences]
+
+
+_RIVALS = {
+    "distilled-sft": "training on the base agent's own successes",
+    "distilled-sft_retry": "training on a second unhinted attempt",
+    "distilled-distilled_random": "distilling random hints",
+}
+
+
+def _gain(m: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    before, after = (m["primary"]["policies"][n]["success"] for n in ("base", "distilled"))
+    where = f"On {row['n']} tasks never seen in training"
+    values = f"success from {100 * before:.1f} % to {100 * after:.1f} %"
+    numbers = f"({100 * row['diff']:+.1f} points, {_interval(row, m)})"
+    if row["lo"] > 0:
+        return f"{where}, distilling raised {values} {numbers}."
+    if row["hi"] < 0:
+        return f"{where}, distilling lowered {values} {numbers}."
+    return f"{where}, the data do not show that distilling helps or harms: {values} {numbers}."
+
+
+def _against_hints(m: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """Tokens and success beside the agent that retrieves hints in every episode."""
+    hinted = f"{100 * m['primary']['policies']['rag']['success']:.1f} %"
+    versus = f"{100 * row['diff']:+.1f} points, {_interval(row, m)}"
+    ratio = m["primary"]["tokens"].get("distilled_over_rag", {})
+    if "billed" not in ratio:
+        return f"Retrieving hints in every episode reaches {hinted} (distilled against it: {versus})."
+    saved, best, worst = (100 * (1 - ratio[k]) for k in ("billed", "billed_lo", "billed_hi"))
+    if worst > 0:
+        cost = f"{saved:.0f} % fewer tokens (CI {worst:.0f} to {best:.0f} %) than"
+    elif best < 0:
+        cost = f"{-saved:.0f} % more tokens (CI {-best:.0f} to {-worst:.0f} %) than"
+    else:
+        cost = f"about as many tokens ({ratio['billed']:.2f} times, CI {ratio['billed_lo']:.2f}–{ratio['billed_hi']:.2f}) as"
+    return f"It uses {cost} retrieving hints in every episode, which reaches {hinted} (distilled against it: {versus})."
+
+
+def _interval(row: Mapping[str, Any], m: Mapping[str, Any]) -> str:
+    p = "p < 0.001" if row["p"] < 0.001 else f"p = {row['p']:.3f}"
+    return f"{100 * m['confidence']:g} % CI {100 * row['lo']:+.1f} to {100 * row['hi']:+.1f}, {p}"
+
+
+def kind_name(kind: str) -> str:
+    """`pick_clean_then_place_in_recep` → `pick clean then place in recep`."""
+    return kind.replace("_", " ")
+
+
+def count(value: float) -> str:
+    """A number of steps or tokens: `1,435`, `24.7`, `0`."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def short(value: float) -> str:
+    """`1.5k` for 1,500; what fits under an axis."""
+    return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"

@@ -1,0 +1,68 @@
+"""What every stage shares: where files are, parameters, timing, designed errors, the matrix item.
+
+Knows nothing of what is in the files.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ragdistill.errors import RagdistillError
+from ragdistill.journal import cache_dir, project_root
+from ragdistill.params import Params, load_params
+from ragdistill.records import write_json
+
+IDENTITY = Path("data/identity.json")
+TASKS = Path("data/tasks")
+GAMES = Path("data/games")
+DEMOS = Path("data/demos.jsonl")
+RAW = Path("models/raw")
+TEACHER = Path("models/teacher")
+BASE = Path("models/base")
+ROLLOUTS = Path("data/rollouts.jsonl")
+BANK = Path("data/hints/bank.jsonl")
+TEACH = Path("data/teach")
+SFT = Path("data/sft")
+STUDENTS = Path("models/students")
+EVAL = Path("results/eval")
+RESULTS = Path("results")
+STORE = project_root() / "mlruns"
+"""MLflow store; of the main workspace, also for a queued experiment."""
+
+
+def run_stage(name: str, body: Callable[[Params], str]) -> None:
+    """Load params, time `body`, print its one line of what was done; a designed error exits 1 without a traceback."""
+    started = time.monotonic()
+    try:
+        done = body(load_params())
+    except RagdistillError as e:
+        print(f"{name}: {e}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; finished work is kept, run again to go on.", file=sys.stderr)
+        raise SystemExit(130) from None
+    seconds = round(time.monotonic() - started, 1)
+    write_json(cache_dir("timing", f"{name}.json"), {"stage": name, "seconds": seconds})
+    print(f"{name}: {done} ({seconds:.0f} s)", flush=True)
+
+
+def link_tree(source: Path, dest: Path) -> None:
+    """Copy a directory, by hard links where the file system allows."""
+    shutil.rmtree(dest, ignore_errors=True)
+    try:
+        shutil.copytree(source, dest, copy_function=os.link)
+    except OSError:
+        shutil.rmtree(dest, ignore_errors=True)
+        shutil.copytree(source, dest)
+
+
+def item() -> str:
+    """The matrix item of this stage: the last command-line argument."""
+    if len(sys.argv) != 2:
+        raise SystemExit(f"usage: python -m {sys.argv[0]} ITEM (dvc.yaml passes it)")
+    return sys.argv[1]

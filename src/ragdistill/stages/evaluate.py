@@ -1,0 +1,40 @@
+"""Stage `evaluate@POLICY-SEED`: one policy on the held-out tasks, greedy, one attempt each.
+
+Policies: raw, base, rag (k retrieved hints), rag_random, rag_constant (controls), and every trained student.
+"""
+
+from __future__ import annotations
+
+from ragdistill.contamination import check_disjoint
+from ragdistill.hints.bank import load_bank
+from ragdistill.hints.retrieve import bank_key, retriever
+from ragdistill.params import Params
+from ragdistill.records import EvalEpisode, Task, read_jsonl, write_jsonl
+from ragdistill.stages.common import BANK, BASE, EVAL, RAW, STUDENTS, TASKS, item, run_stage
+from ragdistill.stages.playing import open_model, play, summary
+
+HOW = {"rag": "retrieved", "rag_random": "random", "rag_constant": "constant"}
+
+
+def body(params: Params, policy: str, seed: int) -> str:
+    tasks = read_jsonl(TASKS / "eval.jsonl", Task)
+    check_disjoint(read_jsonl(TASKS / "train.jsonl", Task), tasks, rooms=params.tasks.eval_split in ("test", "dev"))
+    student = STUDENTS / f"{policy}-{seed}"
+    model = open_model(params, RAW if policy == "raw" else BASE, student if student.exists() else None)
+    how = HOW.get(policy)
+    bank = load_bank(BANK, params.hints) if how else {}
+    done = play(
+        params, policy, "evaluate", [(t, 0) for t in tasks], model, params.evaluate.temperature,
+        retrieve=retriever(bank, params.hints.k, how) if how else None,
+        hints_key=bank_key(bank, params.hints.k, how) if how else "",
+    )  # fmt: skip
+    out = EVAL / f"{policy}-{seed}"
+    write_jsonl(out / "trajectories.jsonl", done)
+    write_jsonl(out / "episodes.jsonl", [EvalEpisode.of(t, policy, seed) for t in done])
+    return summary(done)
+
+
+if __name__ == "__main__":
+    name = item()
+    policy, _, seed = name.rpartition("-")
+    run_stage(f"evaluate@{name}", lambda params: body(params, policy, int(seed)))

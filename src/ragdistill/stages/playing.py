@@ -1,0 +1,147 @@
+"""What the playing stages share: the engine, the environment pool, live progress.
+
+`rollout.play_all` does the work; this module opens what it needs and closes it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+
+from ragdistill.agents import make_agent
+from ragdistill.envs import make_domain
+from ragdistill.envs.pool import EnvPool
+from ragdistill.errors import ConfigError, EnvironmentFault
+from ragdistill.journal import Journal, cache_dir
+from ragdistill.llm import ChatModel
+from ragdistill.params import Params
+from ragdistill.records import StopReason, Task, Trajectory, read_json
+from ragdistill.rollout import Progress, Retrieve, Setting, play_all
+from ragdistill.stages.common import BASE, IDENTITY, TEACHER
+
+MAX_INFRA_SHARE = 0.05
+"""More infrastructure faults than this make a stage fail: its numbers would stand on the rest only."""
+
+
+def open_model(params: Params, directory: Path, adapter: Path | None = None) -> ChatModel:
+    """The engine that `params.model` names, with `directory`'s weights (and `adapter` merged into them)."""
+    name = adapter.name if adapter else directory.name
+    if params.model.engine == "scripted":
+        return _scripted(params.model.script, name)
+    from ragdistill.llm.local import LocalEngine
+
+    return LocalEngine(
+        directory,
+        adapter=adapter,
+        dtype=params.model.dtype,
+        max_batch=params.model.concurrency,
+        reference=params.model.engine == "reference",
+    )
+
+
+def _scripted(script: str | None, name: str) -> ChatModel:
+    from ragdistill.llm.scripted import ScriptedModel
+
+    module, _, function = (script or "").partition(":")
+    if not function:
+        raise ConfigError("model.engine is scripted, but model.script is not 'module:function'.")
+    policy = getattr(import_module(module), function)
+    return ScriptedModel(lambda messages, sampling: policy(messages, sampling, name), name)
+
+
+def teacher_dir() -> Path:
+    """The model that plays rollouts and teaches: its own, or the (cold-started) base."""
+    pointer = TEACHER / "same_as_base"
+    return BASE if pointer.exists() else TEACHER
+
+
+def play(
+    params: Params,
+    policy: str,
+    run: str,
+    jobs: Sequence[tuple[Task, int]],
+    model: ChatModel,
+    temperature: float,
+    retrieve: Retrieve | None = None,
+    hints_key: str = "",
+) -> list[Trajectory]:
+    """Play `jobs` with the pool, journal and progress of this project; checks the share of infrastructure faults."""
+    setting = Setting(
+        policy=policy,
+        run=f"{params.seed}/{run}",
+        agent=make_agent(params.agent.name),
+        limits=params.agent,
+        max_steps=params.env.max_steps,
+        temperature=temperature,
+        environment=read_json(IDENTITY)["environment"],
+        model=model.fingerprint(),
+        retrieve=retrieve,
+        hints_key=hints_key,
+        record_admissible=params.rollouts.record_admissible,
+    )
+    done = asyncio.run(_play(params, setting, jobs, model))
+    infra = [t for t in done if t.stop is StopReason.INFRA_ERROR]
+    if len(infra) > MAX_INFRA_SHARE * len(done):
+        raise EnvironmentFault(
+            f"{len(infra)} of {len(done)} episodes ended in infrastructure faults ({infra[0].error}); "
+            "fix the cause and run again, finished episodes are kept."
+        )
+    return done
+
+
+async def _play(
+    params: Params, setting: Setting, jobs: Sequence[tuple[Task, int]], model: ChatModel
+) -> list[Trajectory]:
+    factory = make_domain(params.env.name).env_factory(cache_dir("env"), params.rollouts.record_admissible)
+    journal = Journal(cache_dir("journal", "episodes"), Trajectory)
+    pool = EnvPool(
+        factory,
+        workers=params.env.workers,
+        slots=-(-params.model.concurrency // params.env.workers),
+        recycle_after=params.env.recycle_after,
+        timeout=params.env.step_timeout,
+    )
+    try:
+        with show(setting.policy) as display:
+            return await play_all(jobs, setting, model, pool, journal, params.model.concurrency, display)
+    finally:
+        await pool.close()
+
+
+@contextmanager
+def show(label: str) -> Iterator[Callable[[Progress], None]]:
+    """A live line on a terminal; one line every 30 seconds elsewhere."""
+    last = time.monotonic()
+    tty = sys.stderr.isatty() and not os.environ.get("CI")
+
+    def update(p: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < (0.2 if tty else 30.0) and p.done < p.total:
+            return
+        last = now
+        fresh, seconds = p.done - p.replayed, max(now - p.started, 1e-9)
+        eta = (p.total - p.done) * seconds / fresh if fresh else 0.0
+        line = (
+            f"{label}: {p.done}/{p.total} episodes ({p.replayed} from the journal), "
+            f"success {p.success / max(p.done, 1):.0%}, {p.completion_tokens / seconds:.0f} tokens/s, ETA {eta:.0f} s"
+        )
+        print(f"\r{line:<110}" if tty else line, end="" if tty else "\n", file=sys.stderr, flush=True)
+
+    yield update
+    if tty:
+        print(file=sys.stderr)
+
+
+def summary(trajectories: Sequence[Trajectory]) -> str:
+    """n, successes, steps and billed tokens in one phrase."""
+    n = max(len(trajectories), 1)
+    won = sum(t.success for t in trajectories)
+    steps = sum(len(t.steps) for t in trajectories) / n
+    return f"{len(trajectories)} episodes, {won} successes ({won / n:.0%}), {steps:.1f} steps each"

@@ -1,0 +1,51 @@
+"""Stage `tasks`: training, development and evaluation tasks; refuses any overlap between them."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+
+from ragdistill.contamination import check_disjoint
+from ragdistill.envs import make_domain
+from ragdistill.errors import ConfigError
+from ragdistill.params import Params
+from ragdistill.records import Task, write_jsonl
+from ragdistill.stages.common import GAMES, TASKS, run_stage
+
+OFFICIAL = ("valid_seen", "valid_unseen")
+
+
+def body(params: Params) -> str:
+    domain, p = make_domain(params.env.name), params.tasks
+    for old in (GAMES, TASKS):
+        shutil.rmtree(old, ignore_errors=True)
+    train_split = "train" if p.source == "generated" else "official_train"
+    splits = {
+        "train": domain.tasks(train_split, p.train, params.seed, GAMES / "train"),
+        "dev": domain.tasks("dev", p.dev, params.seed, GAMES / "dev") if p.dev else [],
+        "eval": _evaluation(params),
+    }
+    check_disjoint(splits["train"], splits["eval"], rooms=p.eval_split in ("test", "dev"))
+    check_disjoint(splits["train"], splits["dev"], rooms=p.source == "generated")
+    GAMES.mkdir(parents=True, exist_ok=True)
+    for name, tasks in splits.items():
+        write_jsonl(TASKS / f"{name}.jsonl", tasks)
+    return "; ".join(f"{name} {_counts(tasks)}" for name, tasks in splits.items())
+
+
+def _evaluation(params: Params) -> list[Task]:
+    domain, p = make_domain(params.env.name), params.tasks
+    known = ("test", "dev", *OFFICIAL)
+    if p.eval_split not in known:
+        raise ConfigError(f"tasks.eval_split is {p.eval_split!r}; choose one of {', '.join(known)}.")
+    count = p.dev if p.eval_split == "dev" else p.test
+    return domain.tasks(p.eval_split, count, params.seed, GAMES / "eval")
+
+
+def _counts(tasks: list[Task]) -> str:
+    kinds, rooms = Counter(t.kind for t in tasks), len({t.group for t in tasks})
+    return f"{len(tasks)} tasks of {len(kinds)} types in {rooms} rooms"
+
+
+if __name__ == "__main__":
+    run_stage("tasks", body)

@@ -1,0 +1,1 @@
+"""Training: chats in, adapter out. Knows messages and weights; knows no environment, agent or hint."""

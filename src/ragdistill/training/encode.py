@@ -1,0 +1,124 @@
+"""Chats → token ids and labels → optimiser batches cut into micro-batches of few shapes.
+
+Nothing is ever truncated: an example that is too long is dropped whole and counted. This module knows no model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from ragdistill.errors import DataError, EmptyResultError
+from ragdistill.llm.chat_format import ChatFormat
+from ragdistill.records import SftExample, digest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+IGNORE = -100
+"""Label of a token that is read but not learnt (PyTorch's and TRL's convention)."""
+MAX_DROPPED = 0.2
+"""More too-long examples than this share is an error: the rest would be a biased sample of short episodes."""
+BUCKET = 64
+"""Micro-batches are padded to multiples of this: few tensor shapes keep the allocator's memory bounded."""
+
+
+class Encoded(NamedTuple):
+    """One chat as the trainer sees it; `labels[i]` is `ids[i]` where the model has to produce it, else `IGNORE`."""
+
+    ids: list[int]
+    labels: list[int]
+
+
+class Corpus(NamedTuple):
+    """What is trained on, and what was left out."""
+
+    rows: list[Encoded]
+    too_long: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(row.ids) for row in self.rows)
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(label != IGNORE for row in self.rows for label in row.labels[1:])
+
+    def hash(self) -> str:
+        """Identity of the data as trained: ids and labels, in order."""
+        return digest("sft-corpus", [(row.ids, row.labels) for row in self.rows])
+
+    def dataset(self) -> Dataset:
+        """As a pre-tokenised `datasets.Dataset`, so that TRL applies no chat template of its own."""
+        from datasets import Dataset
+
+        return Dataset.from_dict({"input_ids": [r.ids for r in self.rows], "labels": [r.labels for r in self.rows]})
+
+
+def encode(examples: Sequence[SftExample], chat: ChatFormat, max_tokens: int) -> Corpus:
+    """Tokenise `examples`; those longer than `max_tokens` are dropped whole and counted.
+
+    Raises `EmptyResultError` without examples, and `DataError` when an example has nothing to learn from or more
+    than `MAX_DROPPED` of them are too long.
+    """
+    if not examples:
+        raise EmptyResultError("There is no training example; loosen `strip` or give `teach` more tasks and attempts.")
+    rows = [_encode_one(example, chat) for example in examples]
+    fitting = [row for row in rows if len(row.ids) <= max_tokens]
+    dropped = len(rows) - len(fitting)
+    if dropped > MAX_DROPPED * len(rows):
+        longest = max(len(row.ids) for row in rows)
+        raise DataError(
+            f"{dropped} of {len(rows)} training examples exceed {max_tokens} tokens (the longest has {longest}); "
+            "raise `lora.max_tokens`, examples are never truncated."
+        )
+    return Corpus(fitting, dropped)
+
+
+def _encode_one(example: SftExample, chat: ChatFormat) -> Encoded:
+    ids, mask = chat.training_ids(example.messages)
+    labels = [token if own else IGNORE for token, own in zip(ids, mask, strict=True)]
+    if all(label == IGNORE for label in labels[1:]):
+        raise DataError(f"Training example {example.id} holds no assistant tokens; remove it.")
+    return Encoded(ids, labels)
+
+
+class Collator:
+    """Collate one optimiser batch into micro-batches of similar lengths, right-padded, at most `budget` tokens each.
+
+    Padding stands right of everything and attention is causal, so no real token ever attends to padding and no
+    attention mask is needed. An example longer than `budget` gets a micro-batch of its own.
+    """
+
+    def __init__(self, budget: int, pad_id: int) -> None:
+        self._budget = budget
+        self._pad_id = pad_id
+
+    def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, list[dict[str, torch.Tensor]]]:
+        ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
+        micro: list[list[Mapping[str, list[int]]]] = []
+        for row in ordered:  # ascending, so the newest row is the longest of its micro-batch
+            width = _padded(len(row["input_ids"]))
+            if micro and (len(micro[-1]) + 1) * width <= self._budget:
+                micro[-1].append(row)
+            else:
+                micro.append([row])
+        return {"micro": [self._pad(group) for group in micro]}
+
+    def _pad(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
+        width = _padded(max(len(row["input_ids"]) for row in rows))
+        ids = torch.full((len(rows), width), self._pad_id)
+        labels = torch.full((len(rows), width), IGNORE)
+        for i, row in enumerate(rows):
+            n = len(row["input_ids"])
+            ids[i, :n] = torch.tensor(row["input_ids"])
+            labels[i, :n] = torch.tensor(row["labels"])
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        return {"input_ids": ids, "labels": labels, "lengths": lengths}
+
+
+def _padded(n: int) -> int:
+    return math.ceil(n / BUCKET) * BUCKET

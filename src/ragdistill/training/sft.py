@@ -1,0 +1,146 @@
+"""LoRA SFT: chats and a base model in, an adapter that knows its base out; a killed run resumes.
+
+Only assistant tokens are learnt and nothing is truncated. Knows no policy, environment or hint. On a CPU start the
+process with `OMP_WAIT_POLICY=PASSIVE` (read when torch is imported): spinning threads ruin a shared machine.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from ragdistill.llm import weights
+from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
+from ragdistill.params import LoraParams
+from ragdistill.records import SftExample, digest, read_json, write_atomic, write_json
+from ragdistill.training.encode import Corpus, encode
+from ragdistill.training.trainer import (
+    MICRO_TOKENS,
+    Progress,
+    ProgressCallback,
+    build_trainer,
+    latest_checkpoint,
+    load_base,
+    precision_for,
+    training_arguments,
+)
+
+FINAL_STEPS = 10
+"""`final_loss` is the mean over this many last optimiser steps; a single step is noise."""
+
+
+class SftResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What one training was; written as `training.json` beside the adapter."""
+
+    examples: int
+    too_long: int
+    """Examples dropped whole because they exceed `lora.max_tokens`."""
+    tokens: int
+    """Tokens of one epoch, read or learnt, without padding."""
+    trained_tokens: int
+    """Tokens of one epoch that carry loss."""
+    steps: int
+    seconds: float
+    """Time in optimiser steps, summed over resumed runs."""
+    tokens_per_second: float
+    final_loss: float
+    """Mean loss per trained token over the last `FINAL_STEPS` steps."""
+    seed: int
+    lora: LoraParams
+    dtype: str
+    """Precision of the frozen base while training; adapter and optimiser are always float32."""
+    data: str
+    """Hash of the token ids and labels."""
+    base: str
+    """Fingerprint of the base model."""
+
+
+def train_lora(
+    examples: Sequence[SftExample],
+    base_dir: Path,
+    out_dir: Path,
+    lora: LoraParams,
+    seed: int,
+    checkpoint_dir: Path | None = None,
+    checkpoint_steps: int = 50,
+    progress: Progress | None = None,
+) -> SftResult:
+    """Train an adapter for the model in `base_dir` and write it to `out_dir`, atomically (an old one is replaced).
+
+    Checkpoints lie in `checkpoint_dir`, addressed by everything that decides the result, every `checkpoint_steps`
+    optimiser steps, and are removed once the adapter is written; without `checkpoint_dir` a killed run starts anew.
+    Raises `DataError` (too many examples too long, nothing to learn), `EmptyResultError`, `ConfigError`.
+    """
+    tokenizer = load_tokenizer(base_dir)
+    corpus = encode(examples, ChatFormat(tokenizer), lora.max_tokens)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = precision_for(device)
+    key = digest("sft", weights.model_fingerprint(base_dir), corpus.hash(), lora, seed, str(precision))
+    with tempfile.TemporaryDirectory(prefix="sft-") as scratch:
+        place = checkpoint_dir / key if checkpoint_dir else Path(scratch)
+        save_steps = checkpoint_steps if checkpoint_dir else None
+        args = training_arguments(lora, seed, place, len(corpus.rows), save_steps, device)
+        model = load_base(base_dir, precision, device)
+        trainer = build_trainer(model, tokenizer, corpus, lora, args, MICRO_TOKENS[device])
+        if progress is not None:
+            trainer.add_callback(ProgressCallback(progress))
+        resume = latest_checkpoint(place)
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        steps = [row for row in trainer.state.log_history if "step_seconds" in row]
+        result = _result(corpus, steps, lora, seed, str(precision), weights.model_fingerprint(base_dir))
+        _write_adapter(trainer.model, base_dir, out_dir, result, steps)
+        shutil.rmtree(place, ignore_errors=True)
+    return result
+
+
+def _result(
+    corpus: Corpus, steps: list[dict[str, float]], lora: LoraParams, seed: int, precision: str, base: str
+) -> SftResult:
+    seconds = sum(row["step_seconds"] for row in steps)
+    last = [row["loss"] for row in steps[-FINAL_STEPS:]]
+    return SftResult(
+        examples=len(corpus.rows), too_long=corpus.too_long, tokens=corpus.tokens, steps=len(steps),
+        trained_tokens=corpus.trained_tokens, seconds=round(seconds, 3), final_loss=sum(last) / len(last),
+        tokens_per_second=round(corpus.tokens * lora.epochs / seconds, 1), seed=seed, lora=lora,
+        dtype=precision.removeprefix("torch."), data=corpus.hash(), base=base,
+    )  # fmt: skip
+
+
+def _write_adapter(model: Any, base_dir: Path, out_dir: Path, result: SftResult, steps: list[dict[str, float]]) -> None:
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=f".{out_dir.name}.") as tmp:
+        new = Path(tmp) / "adapter"
+        model.save_pretrained(str(new), save_embedding_layers=False)
+        (new / "README.md").unlink(missing_ok=True)  # peft's model card holds the base's path
+        config = read_json(new / "adapter_config.json")
+        config["base_model_name_or_path"] = _base_name(base_dir, result.base)
+        config["target_modules"] = sorted(config["target_modules"])  # a set: its order differs from run to run
+        write_json(new / "adapter_config.json", config)
+        write_json(new / "training.json", result)
+        write_atomic(new / "loss.csv", _loss_csv(steps))
+        weights.write_base_identity(new, base_dir)
+        shutil.rmtree(out_dir, ignore_errors=True)
+        new.rename(out_dir)
+
+
+def _base_name(base_dir: Path, fingerprint: str) -> str:
+    path = base_dir / weights.IDENTITY
+    return str(read_json(path).get("name", fingerprint)) if path.is_file() else fingerprint
+
+
+def _loss_csv(steps: list[dict[str, float]]) -> bytes:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["step", "epoch", "loss", "lr", "tokens_per_second"])
+    for row in steps:
+        loss, rate = f"{row['loss']:.6f}", f"{row['tokens_per_second']:.1f}"
+        writer.writerow([row["step"], f"{row['epoch']:.4f}", loss, f"{row['learning_rate']:.3e}", rate])
+    return out.getvalue().encode()

@@ -1,0 +1,196 @@
+"""The MLflow projection on a real sqlite store: idempotence, aliases, round trip, promotion and rollback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from ragdistill import registry
+from ragdistill.errors import ConfigError, DataError
+from ragdistill.registry import Decision, Projection
+from ragdistill.stats import Interval, PairedTest
+
+MODEL = "adapter"
+GOOD = PairedTest(Interval(0.2, 0.1, 0.3), p=0.001, n=100, wins=25, losses=5)
+YES = Decision(True, "Promote: tested")
+Project = Callable[..., registry.Projected]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("registry")
+
+
+@pytest.fixture(scope="module")
+def store(base: Path) -> Path:
+    return base / "store"
+
+
+@pytest.fixture
+def project(base: Path, store: Path, request: pytest.FixtureRequest) -> Project:
+    """Project into an experiment and a registered model of this test's own, in the shared store."""
+    own = request.node.name
+
+    def call(lineage: str = "l1", weights: bytes | None = b"\x00w", **changes: object) -> registry.Projected:
+        adapter = None
+        if weights is not None:
+            adapter = base / own / weights[:8].hex()
+            (adapter / "sub").mkdir(parents=True, exist_ok=True)
+            (adapter / "adapter_model.safetensors").write_bytes(weights)
+            (adapter / "sub" / "config.json").write_bytes(b"{}\r\n")
+        report = base / "report.html"
+        report.write_text("<p>numbers</p>")
+        arguments: dict[str, object] = {
+            "experiment": own, "lineage": lineage, "params": {"seed": 1, "env.name": "alfworld"},
+            "metrics": {"success": 0.5}, "curves": {"loss": [(i, 1 / i) for i in range(1, 1500)]},
+            "datasets": [("tasks", "data/tasks.jsonl", "ab" * 32)], "artifacts": [report], "adapter": adapter,
+            "registered_model": own, "tags": {"label": "test"},
+        }  # fmt: skip
+        return registry.project(store, Projection(**{**arguments, **changes}))  # pyright: ignore[reportArgumentType]
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def nothing_in_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """MLflow falls back to a store in the current directory whenever a call forgets its address."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    yield
+    assert not list(here.iterdir())
+
+
+def client(store: Path) -> MlflowClient:
+    return MlflowClient(tracking_uri=f"sqlite:///{store}/mlflow.db", registry_uri=f"sqlite:///{store}/mlflow.db")
+
+
+def test_same_lineage_is_the_same_run_without_duplicates(project: Project, store: Path) -> None:
+    first, second = project(), project()
+    assert first == second
+    c = client(store)
+    run = c.get_run(first.run_id)
+    assert len(c.search_runs([run.info.experiment_id])) == 1
+    assert len(c.get_metric_history(first.run_id, "loss")) == 1499
+    assert len(c.get_metric_history(first.run_id, "success")) == 1
+    assert run.inputs is not None
+    assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["tasks"]
+    assert len(c.search_model_versions("name = 'test_same_lineage_is_the_same_run_without_duplicates'")) == 1
+    assert run.data.params == {"seed": "1", "env.name": "alfworld"}
+    assert run.data.tags["label"] == "test" and run.info.status == "FINISHED"
+
+
+def test_same_lineage_takes_new_numbers_and_survives_a_drifted_param(project: Project, store: Path) -> None:
+    run_id = project().run_id
+    assert project(metrics={"success": 0.75}, params={"seed": 1, "env.name": "webshop"}).run_id == run_id
+    run = client(store).get_run(run_id)
+    assert run.data.metrics["success"] == 0.75
+    assert run.data.params["env.name"] == "alfworld"
+    assert run.data.tags["params.changed"] == '{"env.name": "webshop"}'
+
+
+def test_artifacts_lie_in_the_store(project: Project, store: Path, request: pytest.FixtureRequest) -> None:
+    project()
+    assert list((store / "artifacts" / request.node.name).rglob("report.html"))
+
+
+def test_new_lineage_is_a_new_run_and_the_same_weights_the_same_version(project: Project) -> None:
+    first, second, third = project(), project("l2"), project("l3", weights=b"other")
+    assert len({first.run_id, second.run_id, third.run_id}) == 3
+    assert (first.version, second.version, third.version) == ("1", "1", "2")
+
+
+def test_challenger_follows_the_workspace_and_ignores_queued_experiments(
+    project: Project, store: Path, request: pytest.FixtureRequest
+) -> None:
+    name = request.node.name
+    project(weights=b"one")
+    assert registry.champion_and_challenger(store, name) == registry.Aliases(champion=None, challenger="1")
+    project("exp", weights=b"two", tags={"DVC_EXP_NAME": "funny-name"})
+    assert registry.champion_and_challenger(store, name).challenger == "1"
+    project("l2", weights=b"three")
+    assert registry.champion_and_challenger(store, name).challenger == "3"
+
+
+def test_projection_without_an_adapter_registers_nothing(project: Project, store: Path) -> None:
+    assert project(weights=None).version is None
+    with pytest.raises(DataError, match="absent or empty"):
+        project(adapter=store / "nowhere")
+
+
+def test_download_returns_the_registered_bytes(
+    project: Project, store: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    weights = bytes(range(256)) * 40
+    project(weights=weights)
+    got = registry.download(store, request.node.name, "challenger", tmp_path / "out")
+    files = {p.relative_to(got).as_posix(): p.read_bytes() for p in got.rglob("*") if p.is_file()}
+    assert files == {"adapter_model.safetensors": weights, "sub/config.json": b"{}\r\n"}
+    with pytest.raises(ConfigError, match="not empty"):
+        registry.download(store, request.node.name, "challenger", got)
+    with pytest.raises(ConfigError, match="champion"):
+        registry.download(store, request.node.name, "champion", tmp_path / "none")
+
+
+def test_download_refuses_weights_that_changed_in_the_store(
+    project: Project, store: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    project(weights=b"honest weights")
+    for stored in (store / "artifacts" / request.node.name).rglob("adapter_model.safetensors"):
+        stored.write_bytes(b"swapped weight")
+    with pytest.raises(DataError, match="changed in the store"):
+        registry.download(store, request.node.name, "challenger", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("lo", "has_champion", "promoted"),
+    [
+        (-0.049, True, True),  # not worse than the champion by the margin
+        (-0.05, True, False),
+        (0.049, False, False),  # the first champion must beat base by the margin
+        (0.051, False, True),
+    ],
+)
+def test_decision_compares_the_lower_bound_with_the_margin(lo: float, has_champion: bool, promoted: bool) -> None:
+    decision = registry.decide(
+        PairedTest(Interval(0.06, lo, 0.2), 0.2, 134, 20, 12), margin=0.05, has_champion=has_champion
+    )
+    assert decision.promote is promoted
+    assert "134 tasks" in decision.reason
+    assert ("champion" if has_champion else "base") in decision.reason
+
+
+def test_promotion_records_itself_and_rolls_back(project: Project, store: Path, request: pytest.FixtureRequest) -> None:
+    name = request.node.name
+    project(weights=b"one")
+    assert registry.promote(store, name, YES, "ada", GOOD) == "1"
+    with pytest.raises(ConfigError, match="already is the champion"):
+        registry.promote(store, name, YES, "ada", GOOD)
+    with pytest.raises(ConfigError, match="nothing to go back to"):
+        registry.rollback(store, name, "ada")
+    project("l2", weights=b"two")
+    assert registry.promote(store, name, YES, "ada", GOOD) == "2"
+    tags = client(store).get_model_version(name, "2").tags
+    assert tags["ragdistill.promoted_by"] == "ada" and tags["ragdistill.previous_champion"] == "1"
+    assert '"n": 100' in tags["ragdistill.promotion_numbers"]
+    assert registry.rollback(store, name, "grace") == "1"
+    assert registry.champion_and_challenger(store, name) == registry.Aliases(champion="1", challenger="2")
+    assert client(store).get_model_version(name, "2").tags["ragdistill.rolled_back_by"] == "grace"
+
+
+def test_a_refusal_moves_nothing(project: Project, store: Path, request: pytest.FixtureRequest) -> None:
+    name = request.node.name
+    project()
+    with pytest.raises(ConfigError, match="Refuse: because"):
+        registry.promote(store, name, Decision(False, "Refuse: because"), "ada", GOOD)
+    assert registry.champion_and_challenger(store, name).champion is None
+
+
+def test_a_store_that_does_not_exist_is_named_and_not_created(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="dvc repro track"):
+        registry.champion_and_challenger(tmp_path / "empty", "m")
+    assert not (tmp_path / "empty").exists()
