@@ -13,7 +13,7 @@ from ragdistill.errors import ConfigError, DataError, EmptyResultError
 from ragdistill.hints.bank import Bank, build_bank, hints_of, load_bank, save_bank
 from ragdistill.hints.mine import mine
 from ragdistill.hints.phrases import contrast_text
-from ragdistill.hints.render import render_hints
+from ragdistill.agents.hint_block import render_hints
 from ragdistill.hints.retrieve import bank_key, retrieve, retriever
 from ragdistill.hints.safety import refusal
 from ragdistill.hints.templates import entity_names, fill, lift, normalise, roles_of
@@ -41,8 +41,9 @@ def play(
         action = a.lstrip("!?")
         steps.append(Step(reply=f"Action: {action}", thought="", action=action, observation=answer, valid=valid))
     return Trajectory(
-        id=f"{task}-{attempt}-{'w' if won else 'l'}", task_id=task, policy="base", agent="react", attempt=attempt, seed=0,
-        goal=goal, bucket=bucket, group="g", kind="k", first_observation=f"{FIRST}, {objects}. Your task: {goal}",
+        id=f"{task}-{attempt}-{'w' if won else 'l'}", task_id=task, policy="base", agent="react", attempt=attempt,
+        seed=0, goal=goal, bucket=bucket, group="g", kind="k",
+        first_observation=f"{FIRST}, {objects}. Your task: {goal}",
         steps=tuple(steps), stop=stop or (StopReason.SUCCESS if won else StopReason.MAX_STEPS), reward=float(won),
     )  # fmt: skip
 
@@ -181,7 +182,7 @@ def test_same_task_pairs_weigh_more_than_unpaired_attempts() -> None:
 def test_two_object_tasks_learn_that_it_takes_two() -> None:
     def two(n: int, won: bool) -> Trajectory:
         target = ("drawer", "shelf", "desk", "cabinet")[n % 4]
-        acts = fetch("pen", n) + [f"move pen 1 to {target} 1"]
+        acts = [*fetch("pen", n), f"move pen 1 to {target} 1"]
         again = [f"take pen 2 from {ROOM[(n + 3) % 8]}", f"move pen 2 to {target} 1"]
         # the failure carries the *same* pen about: two commands, one object
         again = again if won else [f"take pen 1 from {target} 1", f"move pen 1 to {target} 2"]
@@ -208,7 +209,7 @@ def test_the_lamp_keeps_its_name_though_the_goal_holds_it() -> None:
 
 def test_infrastructure_failures_are_ignored() -> None:
     broken = [
-        msgspec.structs.replace(game("pick", n, won=False, attempt=3), stop=StopReason.INFRA_ERROR, error="dead")
+        msgspec.structs.replace(game("clean", n, won=True, attempt=3), stop=StopReason.INFRA_ERROR, error="dead")
         for n in range(8)
     ]
     assert mine([*corpus(), *broken], PARAMS) == mine(corpus(), PARAMS)
@@ -247,11 +248,21 @@ def test_precondition_needs_a_shared_entity_and_is_refuted_by_counterexamples() 
 
 def test_redundancy_is_mined_from_repeats_in_failures_only() -> None:
     acts = ["go to microwave 1", "!heat egg 1 with microwave 1", "!heat egg 1 with microwave 1"]
-    lost = [play("put some egg on desk.", "pick", acts, won=False, task=f"r{n}", objects="a egg 1") for n in range(3)]
+    lost = [play("put some egg on desk.", "pick", acts, won=False, task=f"r{n}", objects="a egg 1") for n in range(4)]
     won = [msgspec.structs.replace(t, id=t.id + "w", stop=StopReason.SUCCESS) for t in lost]
     text = "Do not repeat heat {object} with {microwave} after it had no effect."
     assert texts(mine(corpus() + lost, PARAMS), "pick", "redundancy") == [text]
     assert texts(mine(corpus() + won + lost, PARAMS), "pick", "redundancy") == []
+
+
+def test_a_right_command_refused_for_its_place_is_not_advised_against() -> None:
+    acts = ["!clean egg 1 with sinkbasin 1", "!clean egg 1 with sinkbasin 1", "!polish egg 1 with desk 1"] * 2
+    lost = [
+        play("put a clean egg in desk.", "clean", acts, won=False, task=f"r{n}", objects="a egg 1") for n in range(9)
+    ]
+    assert texts(mine(corpus() + lost, PARAMS), "clean", "redundancy") == [
+        "Do not repeat polish {object} with {desk} after it had no effect."
+    ]
 
 
 def test_affordance_reads_offered_commands_that_no_failure_tried() -> None:
@@ -333,6 +344,13 @@ def test_near_duplicates_merge_with_an_audit_and_rivals_do_not() -> None:
     assert PARAMS.dedup <= entry.similarity < 1.0
 
 
+def test_opposites_never_merge() -> None:
+    bank, audit = build_bank(
+        [hint("Do open {drawer} again after it closed."), hint("Do not open {drawer} again after it closed.")], PARAMS
+    )
+    assert len(bank["b"]) == 2 and audit == []
+
+
 def test_the_bank_is_capped_by_rank_and_rebuilding_changes_nothing() -> None:
     words = ["open", "close", "slice", "look", "wait"]
     hints = [hint(f"{w} {{thing{chr(97 + i)}}} now, it helps.", score=i / 10) for i, w in enumerate(words)]
@@ -372,11 +390,12 @@ def test_a_saved_bank_loads_equal(tmp_path) -> None:
 
 
 def small_bank() -> Bank:
-    hints = [
-        hint("Use {desklamp}.", "look", 0.5), hint("Use {floorlamp}.", "look", 0.4), hint("Open {drawer}.", "look", 0.3),
-        hint("Harmful {thing} advice.", "look", 0.9, lift=-0.2), hint("Heat {object}.", "heat", 0.8),
-        hint("Open {drawer}.", "heat", 0.1), hint("Wash {object}.", "clean", 0.7), hint("Chill {object}.", "cool", 0.6),
+    rows = [
+        ("Use {desklamp}.", "look", 0.5), ("Use {floorlamp}.", "look", 0.4), ("Open {drawer}.", "look", 0.3),
+        ("Heat {object}.", "heat", 0.8), ("Open {drawer}.", "heat", 0.1), ("Wash {object}.", "clean", 0.7),
+        ("Chill {object}.", "cool", 0.6),
     ]  # fmt: skip
+    hints = [hint(*row) for row in rows] + [hint("Harmful {thing} advice.", "look", 0.9, lift=-0.2)]
     return build_bank(hints, PARAMS)[0]
 
 

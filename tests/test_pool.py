@@ -147,7 +147,7 @@ def test_an_exception_of_the_engine_is_a_fault_of_that_slot_only() -> None:
 def test_a_worker_is_recycled_without_breaking_running_leases() -> None:
     async def body(pool: EnvPool) -> None:
         async with pool.lease() as long:
-            old = (await long.reset(task())).text.split()[2]
+            old = new = (await long.reset(task())).text.split()[2]
             for _ in range(2):
                 async with pool.lease() as env:
                     new = (await env.reset(task())).text.split()[2]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import random
-from collections.abc import Callable, Iterator
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ragdistill.records import EvalEpisode, Hint, Step, StopReason, Trajectory, 
 from ragdistill.report import words
 from ragdistill.report.charts import Point, interval_chart, line_chart
 from ragdistill.report.csvs import LossPoint, read_loss, write_csvs
-from ragdistill.report.metrics import compute_metrics, order, order_pairs
+from ragdistill.report.metrics import compare, compute_metrics, order, order_pairs
 from ragdistill.report.page import Page, pick_games, render, write_page
 from ragdistill.report.table import policy_table
 
@@ -54,17 +53,6 @@ def measure(episodes: list[EvalEpisode], **changes: Any) -> dict[str, Any]:
     return compute_metrics(episodes, **{**named, "primary": PRIMARY, "params": FAST, **changes})
 
 
-def numbers(value: Any) -> Iterator[float]:
-    if isinstance(value, dict):
-        for v in value.values():
-            yield from numbers(v)
-    elif isinstance(value, list):
-        for v in value:
-            yield from numbers(v)
-    elif isinstance(value, int | float):
-        yield value
-
-
 def test_numbers_follow_from_the_episodes() -> None:
     """Eight tasks by hand: base wins t0, distilled wins t0-t5; only kinds clean, heat and cool are primary."""
     m = measure([episode(p, t, t < wins) for p, wins in (("base", 1), ("distilled", 6)) for t in range(8)])
@@ -89,9 +77,7 @@ def test_shape_is_what_dvc_and_the_promotion_read() -> None:
     assert m["policies"]["distilled"]["episodes"] == 120
     assert set(m["policies"]["distilled"]["by_seed"]) == {"0", "1"}
     assert m["tokens"]["distilled_over_rag"]["billed"] == 0.8
-    for x in numbers(m):
-        assert math.isfinite(x)
-        assert round(x, 4) == x
+    assert not re.search(r"\.\d{5}", json.dumps(m, allow_nan=False))
     for row in m["policies"].values():
         assert 0 <= row["success_lo"] <= row["success"] <= row["success_hi"] <= 1
     assert json.loads(json.dumps(m)) == m
@@ -117,6 +103,15 @@ def test_policy_lost_to_infrastructure_leaves_the_rest_standing() -> None:
     assert "8 episodes lost" in render(Page(m))
 
 
+def test_promotion_compares_common_primary_tasks() -> None:
+    ours = [episode("challenger", t, t < 6) for t in range(8)]
+    theirs = [episode("champion", t, t < 2) for t in range(1, 8)]
+    got = compare(ours, theirs, PRIMARY, FAST)
+    assert (got.n, got.wins, got.losses) == (6, 3, 0)
+    with pytest.raises(EmptyResultError, match="in common"):
+        compare(ours, theirs[:0], PRIMARY, FAST)
+
+
 def test_seeds_of_a_policy_do_not_count_as_more_tasks() -> None:
     one, three = measure(study(40, (0,))), measure(study(40, (0, 1, 2)))
     assert one["policies"]["distilled"]["n"] == three["policies"]["distilled"]["n"] == 40
@@ -140,8 +135,7 @@ def test_same_input_gives_the_same_file_in_any_order() -> None:
 
 def test_reading_order_survives_sorted_json() -> None:
     assert order(["zeta", "distilled", "base", "rag"]) == ["base", "rag", "distilled", "zeta"]
-    pairs = ["rag-base", "distilled-rag", "sft-base", "distilled-base"]
-    assert order_pairs(pairs) == ["distilled-base", "distilled-rag", "sft-base", "rag-base"]
+    assert order_pairs(["rag-base", "distilled-rag", "distilled-base"])[:2] == ["distilled-base", "distilled-rag"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +158,7 @@ def test_answer_says_how_many_tokens_are_saved() -> None:
 def test_table_holds_policies_then_differences_in_aligned_markdown() -> None:
     text = policy_table(measure(study()))
     blocks = [[line for line in part.splitlines() if line.startswith("|")] for part in text.split("\n\n")]
-    policies, pairs = [b for b in blocks if b]
+    policies, pairs = filter(None, blocks)
     assert [line.split("|")[1].strip() for line in policies[2:]] == ["base", "rag_random", "rag", "sft", "distilled"]
     assert pairs[2].startswith("| distilled − base")
     for block in (policies, pairs):
@@ -180,12 +174,11 @@ def test_csvs_repeat_the_metrics(tmp_path: Path) -> None:
     assert rows[-1].startswith(f"distilled,all,60,{m['policies']['distilled']['success']}")
     assert len(kinds.read_text().splitlines()) == 1 + 4 * len(RATES)
     assert loss.read_text().splitlines()[1] == "distilled-0,1,0.5,2.0,0.001,300.0"
+    assert read_loss(loss) == curve
 
 
-def test_loss_file_reads_back_and_names_its_damaged_line(tmp_path: Path) -> None:
+def test_damaged_loss_file_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "loss.csv"
-    path.write_text("step,epoch,loss,lr,tokens_per_second\n1,0.5,2.0,0.001,300\n")
-    assert read_loss(path) == [LossPoint(1, 0.5, 2.0, 0.001, 300.0)]
     path.write_text("step,epoch,loss,lr,tokens_per_second\n1,0.5,2.0,0.001,300\n2,0.5\n")
     with pytest.raises(DataError, match=r"loss\.csv:3"):
         read_loss(path)
@@ -206,19 +199,15 @@ def trajectory(policy: str, task: int, won: bool, steps: tuple[Step, ...] = ()) 
     )
     return Trajectory(
         id=f"{policy}{task}", task_id=f"t{task}", policy=policy, agent="react", attempt=0, seed=0, goal=f"goal {task}",
-        bucket="clean", group="room", kind=KINDS[task % 4], steps=walk, usage=Usage(prompt_tokens=9, completion_tokens=1),
+        bucket="clean", group="room", kind=KINDS[task % 4], steps=walk, usage=Usage(prompt_tokens=9),
         stop=StopReason.SUCCESS if won else StopReason.MAX_STEPS,
     )  # fmt: skip
 
 
 def test_games_show_gains_of_different_kinds_and_a_loss() -> None:
     outcomes = [(False, True), (False, True), (False, True), (False, True), (False, True), (True, False), (True, True)]
-    games = pick_games(
-        {
-            "base": [trajectory("base", t, before) for t, (before, _) in enumerate(outcomes)],
-            "distilled": [trajectory("distilled", t, after) for t, (_, after) in enumerate(outcomes)],
-        }
-    )
+    played = {p: [trajectory(p, t, o[i]) for t, o in enumerate(outcomes)] for i, p in enumerate(("base", "distilled"))}
+    games = pick_games(played)
     assert [g.right.success for g in games] == [True, True, True, False]
     assert len({g.kind for g in games[:3]}) == 3
 
@@ -258,10 +247,7 @@ def full_page(m: dict[str, Any]) -> Page:
     return Page(
         metrics=m,
         hints=hints,
-        trajectories={
-            "base": [trajectory("base", 1, False, (bad,))],
-            "distilled": [trajectory("distilled", 1, True, (bad,))],
-        },
+        trajectories={p: [trajectory(p, 1, p == "distilled", (bad,))] for p in ("base", "distilled")},
         losses={EVIL: [LossPoint(1, 0.5, 2.0, 1e-3, 300.0), LossPoint(2, 1.0, 1.5, 5e-4, 310.0)]},
         trainings={"distilled-0": {"examples": 30, "loss": 0.0123456, "note": EVIL, "nested": {"a": 1}}},
         seconds={"rollouts": 1200.0, "sft": 300.5},
@@ -269,18 +255,14 @@ def full_page(m: dict[str, Any]) -> Page:
     )
 
 
-@pytest.fixture(scope="module")
-def parse() -> Callable[[str], Tags]:
-    def run(html: str) -> Tags:
-        tags = Tags()
-        tags.feed(html)
-        assert tags.open == []
-        return tags
-
-    return run
+def parse(html: str) -> Tags:
+    tags = Tags()
+    tags.feed(html)
+    assert tags.open == []
+    return tags
 
 
-def test_page_escapes_every_text_and_needs_nothing_else(tmp_path: Path, parse: Callable[[str], Tags]) -> None:
+def test_page_escapes_every_text_and_needs_nothing_else(tmp_path: Path) -> None:
     m = measure([*study(), episode(EVIL, 1, True)], split=EVIL)
     write_page(tmp_path / "report.html", full_page(m))
     html = (tmp_path / "report.html").read_text()
@@ -293,10 +275,10 @@ def test_page_escapes_every_text_and_needs_nothing_else(tmp_path: Path, parse: C
     assert "@import" not in html
 
 
-def test_page_holds_the_answer_the_games_and_the_caveat(parse: Callable[[str], Tags]) -> None:
+def test_page_holds_the_answer_the_games_and_the_caveat() -> None:
     m = measure(study())
     text = " ".join(parse(render(full_page(m))).text.split())
-    assert " ".join(words.answer(m)) in text
+    assert all(sentence in text for sentence in words.answer(m))
     assert "not evidence for capable models" in text
     assert "Lost before, won after distilling" in text
     assert "Smoke, not evidence" not in text
@@ -309,7 +291,7 @@ def test_page_reads_metrics_back_from_their_file(tmp_path: Path) -> None:
     assert render(Page(json.loads((tmp_path / "metrics.json").read_text()))) == render(Page(m))
 
 
-def test_page_of_one_policy_has_no_empty_figures(parse: Callable[[str], Tags]) -> None:
+def test_page_of_one_policy_has_no_empty_figures() -> None:
     text = parse(render(Page(measure([episode("base", t, False) for t in range(4)])))).text
     assert "no answer yet" in text
     assert "Differences" not in text

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragdistill.errors import DataError, EmptyResultError
-from ragdistill.hints.render import HEADER, render_hints
+from ragdistill.agents.hint_block import HEADER, render_hints
 from ragdistill.params import StripParams
 from ragdistill.records import Message, SftExample, Step, StopReason, Trajectory
 from ragdistill.strip import assert_hint_free, refers_to_hint, strip
@@ -132,7 +132,7 @@ def test_overlap_tells_followed_hints_from_ignored_ones() -> None:
     followed = strip([episode()], PARAMS, render)[1]
     ignored = strip([episode(hints=("To finish, heat {object} with {microwave}.",))], PARAMS, render)[1]
     place = strip([episode(hints=("Always take {object} from {place} first.",))], PARAMS, render)[1]
-    assert (followed.instantiating, ignored.instantiating, place.instantiating) == (1.0, 0.0, 1.0)
+    assert (followed.instantiating, ignored.instantiating, place.instantiating) == (1.0, 0.0, None)
     assert ignored.trigrams_in_actions == 0.0 < (followed.trigrams_in_actions or 0.0)
     plain = strip([episode(hints=())], PARAMS, render)[1]
     assert (plain.hinted, plain.instantiating, plain.trigrams_in_thoughts) == (0, None, None)
@@ -148,10 +148,11 @@ def test_any_text_is_survived_and_no_turn_is_lost(thoughts: list[str], observati
     t = episode(thoughts=tuple(thoughts), hints=tuple(hints))
     steps = tuple(msgspec.structs.replace(s, observation=observation) for s in t.steps)
     t = msgspec.structs.replace(t, steps=steps)
-    try:
-        (example,), report = strip([t], PARAMS, render)
-    except DataError as e:  # noqa: PT017 - a random hint may truly stand in the action or observation
-        assert "shows the hint" in str(e)
+    own = [*(s.action for s in t.steps), observation, t.first_observation]
+    if any(" ".join(h.lower().split()) in " ".join(o.lower().split()) for h in hints if h.strip() for o in own):
+        with pytest.raises(DataError, match="shows the hint"):
+            strip([t], PARAMS, render)
         return
+    (example,), report = strip([t], PARAMS, render)
     assert [m.role for m in example.messages].count("assistant") == len(t.steps)
     assert report.kept == 1

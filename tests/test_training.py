@@ -248,7 +248,10 @@ RUN = textwrap.dedent("""
     from test_training import CHATS, LORA
     from ragdistill.training import sft
     lora = msgspec.structs.replace(LORA, epochs=12, batch=2, dropout=0.1)
-    slow = lambda step, *_: time.sleep(0.3 if step >= 14 else 0)
+    def slow(step, *_):
+        with open(sys.argv[2] + ".steps", "a") as f:
+            f.write(f"{{step}}\\n")
+        time.sleep(0.3 if step >= 14 else 0)
     result = sft.train_lora(CHATS, Path(sys.argv[1]), Path(sys.argv[2]), lora, 5, Path(sys.argv[3]), 5, progress=slow)
 """).format(tests=str(Path(__file__).parent))
 
@@ -266,6 +269,7 @@ def test_a_run_killed_in_the_middle_resumes_to_the_same_adapter(base: Path, tmp_
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / "killed").exists()
+    (tmp_path / "killed.steps").unlink()
     (half,) = (p.parent for p in (tmp_path / "checkpoints").glob("*/checkpoint-15"))
     (half / "checkpoint-20").mkdir()  # what a kill in the middle of a save leaves behind
     both = [start("killed", "checkpoints"), start("whole", "elsewhere")]
@@ -273,6 +277,7 @@ def test_a_run_killed_in_the_middle_resumes_to_the_same_adapter(base: Path, tmp_
     killed_loss, whole_loss = (
         [row["loss"] for row in csv.DictReader((tmp_path / name / "loss.csv").open())] for name in ("killed", "whole")
     )
+    assert (tmp_path / "killed.steps").read_text().split()[0] == "16"  # it went on, it did not start anew
     assert len(whole_loss) == 24
     assert killed_loss == whole_loss
     assert weights.adapter_fingerprint(tmp_path / "killed") == weights.adapter_fingerprint(tmp_path / "whole")

@@ -31,15 +31,8 @@ from mlflow.tracking import MlflowClient
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.stats import PairedTest
 
-LINEAGE_TAG = "ragdistill.lineage"
-SHA_TAG = "ragdistill.adapter_sha256"
-PREVIOUS_TAG = "ragdistill.previous_champion"
+LINEAGE_TAG, SHA_TAG, PREVIOUS_TAG = "ragdistill.lineage", "ragdistill.adapter_sha256", "ragdistill.previous_champion"
 CHALLENGER, CHAMPION = "challenger", "champion"
-
-_BATCH = 1000
-"""MLflow's limit of metrics in one request."""
-_DIGEST = 36
-"""MLflow's limit of a dataset digest's length; the whole hash goes into the profile."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +65,7 @@ class Projection:
 
     experiment: str
     lineage: str
-    """Name of the inputs (e.g. a hash of `dvc.lock`): the same lineage updates the same run."""
+    """Name of the inputs (e.g. a hash of `dvc.lock`); the same lineage updates the same run."""
     registered_model: str
     params: Mapping[str, object]
     """Flat. MLflow never changes a param: a value that drifts under one lineage goes to the tag `params.changed`."""
@@ -95,6 +88,7 @@ def project(store: Path, p: Projection) -> Projected:
 
     The adapter becomes a model version once for each content hash. `DataError` when its directory is empty or absent.
     """
+    store.mkdir(parents=True, exist_ok=True)
     client = _client(store, create=True)
     experiment_id = _experiment(client, store, p.experiment)
     run_id = _run(client, experiment_id, p.lineage)
@@ -123,11 +117,9 @@ def champion_and_challenger(store: Path, name: str) -> Aliases:
 
 
 def download(store: Path, name: str, alias: str, dest: Path) -> Path:
-    """Copy the adapter behind `alias` into the new directory `dest`; checks the recorded hash and returns `dest`.
+    """Copy the adapter behind `alias` into the new directory `dest` and return it.
 
-    Raises:
-        ConfigError: nothing carries the alias, or `dest` already holds files.
-        DataError: the stored files are not those that were registered.
+    `ConfigError` without such an alias or with files in `dest`, `DataError` when the stored files were altered.
     """
     client = _client(store)
     version = _require(client, name, alias)
@@ -144,33 +136,35 @@ def download(store: Path, name: str, alias: str, dest: Path) -> Path:
 
 
 def decide(difference: PairedTest, margin: float, has_champion: bool) -> Decision:
-    """Whether the challenger may become champion.
+    """Whether the challenger may become champion, by the lower bound of its advantage.
 
     `difference` is challenger − champion, or, without a champion, challenger − base. `margin` is the success share
     (0.05 = 5 points) that a successor may be worse by (non-inferiority), and that the first champion must beat base by.
     """
     found, rival = difference.diff, "champion" if has_champion else "base"
-    bound = -margin if has_champion else margin
+    bound = 0.0 - margin if has_champion else margin
     numbers = (
         f"challenger - {rival} = {100 * found.value:+.1f} points "
         f"[{100 * found.lo:+.1f}, {100 * found.hi:+.1f}] on {difference.n} tasks"
     )
     if found.lo > bound:
         return Decision(True, f"Promote: {numbers}; the lower bound is above {100 * bound:+.1f}.")
-    advice = "evaluate on more tasks or improve the challenger"
-    return Decision(False, f"Refuse: {numbers}; the lower bound must be above {100 * bound:+.1f}: {advice}.")
+    return Decision(False, f"Refuse: {numbers}; evaluate more tasks until the lower bound is above {100 * bound:+.1f}.")
 
 
-def promote(store: Path, name: str, decision: Decision, who: str, difference: PairedTest) -> str:
-    """Move `champion` to the challenger and record who, when, why and the numbers on the version; returns it.
+def promote(store: Path, name: str, version: str, decision: Decision, who: str, difference: PairedTest) -> None:
+    """Move `champion` to `version`, the challenger that was evaluated; who, when, why and numbers go on the version.
 
-    Raises:
-        ConfigError: the decision refuses, there is no challenger, or it already is the champion.
+    `ConfigError` when the decision refuses, `version` no longer is the challenger, or it already is the champion.
     """
     if not decision.promote:
         raise ConfigError(decision.reason)
     client = _client(store)
-    version = str(_require(client, name, CHALLENGER).version)
+    current = str(_require(client, name, CHALLENGER).version)
+    if current != version:
+        raise ConfigError(
+            f"The challenger of {name} became version {current} meanwhile; evaluate it and promote again."
+        )
     previous = _aliased(client, name, CHAMPION)
     if previous == version:
         raise ConfigError(f"Version {version} of {name} already is the champion.")
@@ -185,22 +179,16 @@ def promote(store: Path, name: str, decision: Decision, who: str, difference: Pa
     for key, value in record.items():
         client.set_model_version_tag(name, version, key, value)
     client.set_registered_model_alias(name, CHAMPION, version)
-    return version
 
 
 def rollback(store: Path, name: str, who: str) -> str:
-    """Move `champion` back to the version it replaced; returns that version.
-
-    Raises:
-        ConfigError: there is no champion, or none before it.
-    """
+    """Move `champion` back to the version it replaced and return that; `ConfigError` when there is none."""
     client = _client(store)
     current = _require(client, name, CHAMPION)
     previous = current.tags.get(PREVIOUS_TAG)
     if not previous:
         raise ConfigError(f"Version {current.version} of {name} replaced no champion; there is nothing to go back to.")
-    client.set_model_version_tag(name, current.version, "ragdistill.rolled_back_by", who)
-    client.set_model_version_tag(name, current.version, "ragdistill.rolled_back_at", _now())
+    client.set_model_version_tag(name, str(current.version), "ragdistill.rolled_back", f"{who}, {_now()}")
     client.set_registered_model_alias(name, CHAMPION, previous)
     return previous
 
@@ -219,9 +207,7 @@ def _uri(store: Path) -> str:
 
 
 def _client(store: Path, create: bool = False) -> MlflowClient:
-    if create:
-        store.mkdir(parents=True, exist_ok=True)
-    elif not (store / "mlflow.db").exists():
+    if not create and not (store / "mlflow.db").exists():
         raise ConfigError(f"{store} holds no MLflow store; run `dvc repro track` first.")
     logging.getLogger("alembic").setLevel(logging.WARNING)  # a new store prints ~60 migration lines otherwise
     return MlflowClient(tracking_uri=_uri(store), registry_uri=_uri(store))
@@ -229,10 +215,9 @@ def _client(store: Path, create: bool = False) -> MlflowClient:
 
 def _experiment(client: MlflowClient, store: Path, name: str) -> str:
     found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
     # Left out, the location would resolve from the current directory even with an absolute sqlite URI.
-    return client.create_experiment(name, artifact_location=(store.resolve() / "artifacts" / name).as_uri())
+    place = (store.resolve() / "artifacts" / name).as_uri()
+    return found.experiment_id if found else client.create_experiment(name, artifact_location=place)
 
 
 def _run(client: MlflowClient, experiment_id: str, lineage: str) -> str:
@@ -240,9 +225,8 @@ def _run(client: MlflowClient, experiment_id: str, lineage: str) -> str:
         raise ConfigError(f"Lineage {lineage!r} must be a non-empty name without quotes.")
     found = client.search_runs([experiment_id], f"tags.`{LINEAGE_TAG}` = '{lineage}'", max_results=1)
     if found:
-        run_id = found[0].info.run_id
-        client.update_run(run_id, status="RUNNING")
-        return run_id
+        client.update_run(found[0].info.run_id, status="RUNNING")
+        return found[0].info.run_id
     return client.create_run(experiment_id, tags={LINEAGE_TAG: lineage}, run_name=lineage[:12]).info.run_id
 
 
@@ -267,14 +251,14 @@ def _log_metrics(
     for name, curve in curves.items():
         known = {(m.step, m.value) for m in client.get_metric_history(run_id, name)} if name in stored else set()
         points += [Metric(name, float(v), now, step) for step, v in curve if (step, float(v)) not in known]
-    for i in range(0, len(points), _BATCH):
-        client.log_batch(run_id, metrics=points[i : i + _BATCH])
+    for i in range(0, len(points), 1000):  # MLflow's limit of metrics in one request
+        client.log_batch(run_id, metrics=points[i : i + 1000])
 
 
 def _dataset(name: str, path: str, sha: str) -> DatasetInput:
-    source = json.dumps({"uri": path})
-    profile = json.dumps({"sha256": sha})
-    dataset = Dataset(name=name, digest=sha[:_DIGEST], source_type="local", source=source, profile=profile)
+    source, profile = json.dumps({"uri": path}), json.dumps({"sha256": sha})
+    # 36 characters are MLflow's limit of a digest; the whole hash stands in the profile.
+    dataset = Dataset(name=name, digest=sha[:36], source_type="local", source=source, profile=profile)
     return DatasetInput(dataset, [InputTag("mlflow.data.context", name)])
 
 
@@ -289,23 +273,18 @@ def _register(client: MlflowClient, experiment_id: str, run_id: str, p: Projecti
             return str(version.version)
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    model = client.create_logged_model(
-        experiment_id, name=name, source_run_id=run_id, tags={SHA_TAG: sha}, model_type="lora-adapter"
-    )
+    tags = {SHA_TAG: sha}
+    model = client.create_logged_model(experiment_id, name, run_id, tags, model_type="lora-adapter")
     client.log_model_artifacts(model.model_id, str(adapter))
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     # The artifact location, not `models:/m-…`: MLflow resolves the latter in the global store, whatever the client's.
-    created = client.create_model_version(
-        name, model.artifact_location, run_id=run_id, tags={SHA_TAG: sha}, model_id=model.model_id
-    )
-    return str(created.version)
+    version = client.create_model_version(name, model.artifact_location, run_id, tags, model_id=model.model_id)
+    return str(version.version)
 
 
 def _aliased(client: MlflowClient, name: str, alias: str) -> str | None:
-    for model in client.search_registered_models(f"name = '{name}'"):
-        version = model.aliases.get(alias)
-        return None if version is None else str(version)
-    return None
+    versions = [m.aliases.get(alias) for m in client.search_registered_models(f"name = '{name}'")]
+    return str(versions[0]) if versions and versions[0] is not None else None
 
 
 def _require(client: MlflowClient, name: str, alias: str) -> ModelVersion:

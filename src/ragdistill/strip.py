@@ -14,20 +14,19 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from ragdistill.errors import DataError, EmptyResultError
-from ragdistill.hints.render import HEADER
+from ragdistill.agents.hint_block import HEADER
 from ragdistill.hints.templates import (
     ENTITY,
     OBJECT,
     PLACEHOLDER,
+    ROLES,
     TARGET,
     Roles,
     entity_names,
-    generalise,
     lift,
     normalise,
     placeholders,
     roles_of,
-    slots_of,
 )  # fmt: skip
 from ragdistill.params import StripParams
 from ragdistill.records import Message, Record, SftExample, StopReason, Trajectory, digest
@@ -53,9 +52,12 @@ class StripReport(Record, frozen=True, kw_only=True):
     """Actions with a verbatim `{placeholder}`; kept, since no turn is ever dropped."""
     per_bucket: dict[str, int]
     hinted: int
-    """Examples whose episode was played with hints; the three shares below are over these (None if there are none)."""
+    """Examples whose episode was played with hints; the shares below are over these (None if there are none)."""
     instantiating: float | None
-    """Share whose accepted actions instantiate a command template standing in one of their hints."""
+    """Share whose accepted actions instantiate a command that stands in a hint and names a tool (`{sinkbasin}`).
+
+    Over the examples whose hints name one: "go to {place}" or "move {object} to {target}" is done without any hint.
+    """
     trigrams_in_thoughts: float | None
     """Mean share of the hints' word 3-grams (object and target filled in) that occur in the thoughts."""
     trigrams_in_actions: float | None
@@ -181,20 +183,22 @@ def _report(
     )
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
 
 
-def _overlap(t: Trajectory, roles: Roles) -> tuple[float, float, float]:
-    """(an action instantiates a hint's template, share of hint 3-grams in thoughts, … in actions)."""
+def _overlap(t: Trajectory, roles: Roles) -> tuple[float | None, float, float]:
+    """(an action instantiates a hint's command, share of hint 3-grams in thoughts, … in actions)."""
     played = {lift(s.action, roles).template for s in t.steps if s.valid and s.action}
-    templates = {form for p in played if placeholders(p) for form in (p, generalise(p, slots_of(p)))}
+    commands = {p for p in played if set(placeholders(p)) - ROLES}
     texts = [normalise(h) for h in t.hints]
-    used = any(re.search(rf"(?<!\w){re.escape(p)}", h) for p in templates for h in texts)
+    used = any(re.search(rf"(?<!\w){re.escape(p)}", h) for p in commands for h in texts)
+    named = any(set(placeholders(h)) - ROLES for h in texts)
     fill_in = {OBJECT: roles.object or OBJECT, TARGET: min(roles.targets, default=TARGET)}
     wanted = _trigrams([PLACEHOLDER.sub(lambda m: fill_in.get(m[0], m[0]), h) for h in texts])
     thoughts, actions = _trigrams([s.thought for s in t.steps]), _trigrams([s.action for s in t.steps])
-    return float(used), _part(wanted, thoughts), _part(wanted, actions)
+    return float(used) if named else None, _part(wanted, thoughts), _part(wanted, actions)
 
 
 def _part(wanted: set[tuple[str, ...]], found: set[tuple[str, ...]]) -> float:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from ragdistill.agents import Parsed
-from ragdistill.hints.render import render_hints
+from ragdistill.agents.hint_block import render_hints
 from ragdistill.records import Message, Step
 
 SYSTEM = "You play a text game. Each turn write one Thought and one Action."

@@ -17,7 +17,7 @@ from ragdistill.journal import cache_dir
 from ragdistill.llm.weights import adapter_fingerprint
 from ragdistill.params import Params, load_params
 from ragdistill.records import EvalEpisode, StopReason, Task, read_jsonl
-from ragdistill.report.metrics import paired_success
+from ragdistill.report.metrics import compare
 from ragdistill.stages.common import BASE, STORE, TASKS
 from ragdistill.stages.playing import open_model, play
 
@@ -34,7 +34,7 @@ def promote(margin: float | None) -> int:
     rival = "champion" if aliases.champion else "base"
     a = _evaluate(params, "challenger")
     b = _evaluate(params, rival)
-    found = paired_success(a, b, params.report)
+    found = compare(a, b, params.evaluate.primary, params.report)
     difference = registry.PairedDiff(diff=found.diff, lo=found.lo, hi=found.hi, n=found.n)
     decision = registry.decide(difference, margin, has_champion=rival == "champion")
     version = registry.promote(STORE, name, decision, getpass.getuser(), difference) if decision.promote else None

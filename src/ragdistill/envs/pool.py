@@ -53,7 +53,7 @@ def _serve(link: Connection, factory: Factory) -> None:
             answer = slots[slot].reset(argument) if verb == "reset" else slots[slot].step(argument)
         except RagdistillError as e:
             answer = (type(e).__name__, str(e))
-        except Exception as e:  # boundary: any engine failure becomes one EnvironmentFault in the parent
+        except Exception as e:  # noqa: BLE001 - boundary: any engine failure becomes one EnvironmentFault
             slots.pop(slot, None)
             answer = (EnvironmentFault.__name__, f"The environment failed on {verb}: {type(e).__name__}: {e}.")
         link.send((answer, time.process_time() - started))
@@ -194,8 +194,8 @@ class EnvPool:
                 worker.fault or not worker.process.is_alive() or worker.resets >= self._recycle_after
             ):
                 self._retired.append(worker)
-                self._workers[i] = worker = None
-            if worker is None:
+                self._workers[i] = None
+            if self._workers[i] is None:
                 self._started += 1
                 self._workers[i] = _Worker(self._factory, self._timeout, self._started)
         await self._bury()

@@ -6,6 +6,7 @@ Knows neither how hints were found nor how they are shown. On disk it is readabl
 from __future__ import annotations
 
 import difflib
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,8 @@ from ragdistill.hints.templates import placeholders
 from ragdistill.hints.views import EVIDENCE
 from ragdistill.params import HintsParams
 from ragdistill.records import Hint, Record, read_jsonl, write_jsonl
+
+_NEGATION = re.compile(r"\b(?:not|never|no|avoid|don't|without|stop)\b", re.IGNORECASE)
 
 Bank = dict[str, tuple[Hint, ...]]
 """Bucket → hints, best first."""
@@ -90,11 +93,11 @@ def _dedup(group: Iterable[Hint], threshold: float, audit: list[AuditEntry]) -> 
 
 
 def similarity(a: str, b: str) -> float:
-    """Character similarity in [0, 1]; 0 when the placeholders differ.
+    """Character similarity in [0, 1]; 0 when the placeholders differ or only one of the two is a negation.
 
-    Sentences of one mould differ in few characters ("use {desklamp}", "use {floorlamp}") and yet say another thing.
+    Sentences of one mould differ in few characters ("use {desklamp}", "do not use {floorlamp}") and say another thing.
     """
-    if set(placeholders(a)) != set(placeholders(b)):
+    if set(placeholders(a)) != set(placeholders(b)) or bool(_NEGATION.search(a)) != bool(_NEGATION.search(b)):
         return 0.0
     first, second = sorted((a.lower(), b.lower()))
     return difflib.SequenceMatcher(None, first, second, autojunk=False).ratio()

@@ -20,6 +20,9 @@ _PRECONDITION_WEIGHT = 0.5
 _REDUNDANCY_WEIGHT = 0.25
 _AFFORDANCE_WEIGHT = 0.25
 
+_MIN_REDUNDANCY = 0.2
+"""Smaller differences are single odd commands; naming those would only put them into a small model's mouth."""
+
 Pair = tuple[str, str]
 """(command template, template that must come first)."""
 
@@ -78,10 +81,15 @@ def _pair(command: str, first: str, spread: Collection[tuple[str, int]]) -> Pair
 
 
 def mine_redundancy(views: Sequence[View], params: HintsParams) -> list[Hint]:
-    """Commands repeated in vain, more often in failures than in successes."""
+    """Commands repeated in vain, clearly more often in failures than in successes.
+
+    A command on the object that works in the bucket's successes is never advised against: it failed for want of a
+    precondition, and the advice would contradict the contrast hint.
+    """
     hints: list[Hint] = []
     for bucket, group in by_bucket(views).items():
         wins = sum(v.success for v in group)
+        right = {p.template for v in group if v.success for p in v.steps if p.valid and OBJECT in p.template}
         found: dict[str, list[View]] = defaultdict(list)
         for v in group:
             for template in _vain_repeats(v):
@@ -89,7 +97,7 @@ def mine_redundancy(views: Sequence[View], params: HintsParams) -> list[Hint]:
         for template, where in sorted(found.items()):
             won = sum(v.success for v in where)
             score = share(len(where) - won, len(group) - wins) - share(won, wins)
-            if len(where) >= params.min_support and score > 0:
+            if len(where) >= params.min_support and score >= _MIN_REDUNDANCY and template not in right:
                 text, lost = redundancy_text(template), [v for v in where if not v.success]
                 hints.append(make_hint(bucket, text, "redundancy", len(where), _REDUNDANCY_WEIGHT * score, (lost,)))
     return hints

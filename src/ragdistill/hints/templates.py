@@ -178,10 +178,5 @@ def generalise(template: str, spread: Collection[tuple[str, int]], keep: Collect
     return fill(template, out)
 
 
-def slots_of(template: str) -> frozenset[tuple[str, int]]:
-    """All slots of `template`; with `generalise` this gives its most general form."""
-    return frozenset((_skeleton(template), i) for i in range(len(placeholders(template))))
-
-
 def _skeleton(template: str) -> str:
     return PLACEHOLDER.sub(lambda m: m[0] if m[0] in ROLES else "{_}", template)

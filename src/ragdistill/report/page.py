@@ -88,7 +88,7 @@ def render(page: Page) -> str:
         loss=line_chart(curves),
         buckets=bucket_hints(page.hints),
         shown=_HINTS,
-        games=pick_games(page.trajectories),
+        games=pick_games(page.trajectories, m["primary"]["kinds"]),
         trainings={name: _scalars(t) for name, t in page.trainings.items()},
         total_seconds=sum(page.seconds.values()),
     )
@@ -172,11 +172,11 @@ def bucket_hints(hints: Sequence[Hint]) -> dict[str, list[Hint]]:
     return dict(out)
 
 
-def pick_games(trajectories: Mapping[str, Sequence[Trajectory]]) -> list[Game]:
-    """Games the base lost and the student won (one a kind, shortest win first), and one the other way round."""
+def pick_games(trajectories: Mapping[str, Sequence[Trajectory]], primary: Sequence[str] = ()) -> list[Game]:
+    """Games the base lost and the student won (one a kind, primary kinds and short wins first), and one reverse."""
     base = {t.task_id: t for t in trajectories.get("base", ())}
     both = [(base[t.task_id], t) for t in trajectories.get("distilled", ()) if t.task_id in base]
-    both.sort(key=lambda pair: (len(pair[1].steps), pair[1].task_id))
+    both.sort(key=lambda pair: (pair[1].kind not in primary, len(pair[1].steps), pair[1].task_id))
     gained = [pair for pair in both if pair[1].success and not pair[0].success and pair[0].stop != "infra_error"]
     lost = [pair for pair in both if pair[0].success and not pair[1].success and pair[1].stop != "infra_error"]
     first = {pair[1].kind: pair for pair in reversed(gained)}

@@ -68,7 +68,8 @@ def _against_hints(m: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     elif best < 0:
         cost = f"{-saved:.0f} % more tokens (CI {-best:.0f} to {-worst:.0f} %) than"
     else:
-        cost = f"about as many tokens ({ratio['billed']:.2f} times, CI {ratio['billed_lo']:.2f}–{ratio['billed_hi']:.2f}) as"
+        bounds = f"{ratio['billed_lo']:.2f}–{ratio['billed_hi']:.2f}"
+        cost = f"about as many tokens ({ratio['billed']:.2f} times, CI {bounds}) as"
     return f"It uses {cost} retrieving hints in every episode, which reaches {hinted} (distilled against it: {versus})."
 
 

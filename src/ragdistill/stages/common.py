@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ragdistill.errors import RagdistillError
-from ragdistill.journal import cache_dir, project_root
+from ragdistill.journal import project_root
 from ragdistill.params import Params, load_params
-from ragdistill.records import write_json
+from ragdistill.records import read_json, write_json
 
 IDENTITY = Path("data/identity.json")
 TASKS = Path("data/tasks")
@@ -31,6 +31,8 @@ SFT = Path("data/sft")
 STUDENTS = Path("models/students")
 EVAL = Path("results/eval")
 RESULTS = Path("results")
+TIMING = Path(".cache/timing")
+"""Of this workspace, also where `RAGDISTILL_CACHE` shares the rest."""
 STORE = project_root() / "mlruns"
 """MLflow store; of the main workspace, also for a queued experiment."""
 
@@ -47,8 +49,14 @@ def run_stage(name: str, body: Callable[[Params], str]) -> None:
         print(f"{name}: interrupted; finished work is kept, run again to go on.", file=sys.stderr)
         raise SystemExit(130) from None
     seconds = round(time.monotonic() - started, 1)
-    write_json(cache_dir("timing", f"{name}.json"), {"stage": name, "seconds": seconds})
+    write_json(TIMING / f"{name}.json", {"stage": name, "seconds": seconds})
     print(f"{name}: {done} ({seconds:.0f} s)", flush=True)
+
+
+def read_timing() -> dict[str, float]:
+    """Stage → wall seconds of its last run in this workspace (a stage restored from DVC's cache has none)."""
+    files = sorted(TIMING.glob("*.json"))
+    return {entry["stage"]: entry["seconds"] for entry in map(read_json, files)}
 
 
 def link_tree(source: Path, dest: Path) -> None:

@@ -1,7 +1,7 @@
 """The files inside the installed alfworld wheel: domain, grammar, layouts, affordances, goal library.
 
 They are read without `import alfworld`, because that import creates a folder in the home directory and sets
-`ALFWORLD_DATA`. This module knows nothing of games; it only checks that the wheel is the one this project was written for.
+`ALFWORLD_DATA`. This module knows nothing of games; it checks that the wheel is the one this project is written for.
 """
 
 from __future__ import annotations

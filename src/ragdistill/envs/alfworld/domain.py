@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ragdistill.coldstart.paraphrase import generic_hint, rule_hint
+from ragdistill.envs.paraphrase import generic_hint, rule_hint
 from ragdistill.envs import Demo, Env, Turn
 from ragdistill.envs.alfworld.demonstrator import Demonstrator, Need, SearchOrder, likelihood_order
 from ragdistill.envs.alfworld.engine import AlfworldEnv
@@ -129,14 +129,29 @@ def need_of(game: Game, goal: str, told: bool, rng: random.Random) -> Need:
 def draw_hints(game: Game, told: bool, rng: random.Random, irrelevant: float) -> tuple[str, ...]:
     """The rule in some wording if `told`, and at times hints that change nothing, in random order."""
     assert game.meta is not None  # noqa: S101
-    places = sorted({r.split()[0] for r in game.meta.receptacles})
     hints: list[str] = []
     if told and game.rule is not None:
         hints.append(rule_hint(rng, game.rule.command("{object}", "{" + game.meta.tool + "}"), game.meta.tool))
     if rng.random() < irrelevant:
-        hints += [generic_hint(rng, places) for _ in range(rng.randint(1, 3 - len(hints)))]
+        hints += [_irrelevant(game, told, rng) for _ in range(rng.randint(1, 3 - len(hints)))]
     rng.shuffle(hints)
     return tuple(dict.fromkeys(hints))
+
+
+def _irrelevant(game: Game, told: bool, rng: random.Random) -> str:
+    """A hint about searching, or the rule of another operation.
+
+    Beside a true rule whose verb the goal does not spell ("tiny": shrink), another rule would be a riddle, so none is
+    shown there.
+    """
+    assert game.meta is not None  # noqa: S101
+    places = sorted({r.split()[0] for r in game.meta.receptacles})
+    riddle = told and game.rule is not None and game.rule.verb[:4] != game.rule.adjective[:4]
+    if riddle or rng.random() < 0.5:
+        return generic_hint(rng, places)
+    verb = rng.choice([v for v, a in VOCABULARY if game.rule is None or v != game.rule.verb])
+    tool = rng.choice(places)
+    return rule_hint(rng, f"{verb} {{object}} with {{{tool}}}", tool)
 
 
 def _under(task: Task, folder: str) -> Task:

@@ -25,6 +25,7 @@ from textworld.logic import Placeholder, Proposition, Type, Variable
 
 from ragdistill.envs.alfworld import assets
 from ragdistill.envs.alfworld.goals import infer_kind
+from ragdistill.envs.alfworld.official import PREFIX, VARIABLE, official_root
 from ragdistill.envs.alfworld.translation import Translation, Translator
 from ragdistill.errors import DataError, EnvironmentFault, IdentityError
 from ragdistill.records import Observation, Task, digest
@@ -60,6 +61,12 @@ def display_names(ids: Iterable[str]) -> dict[str, str]:
 def _logic(domain: str, grammar: str) -> GameLogic:
     """Parsed grammar; games differ only in the task sentence, so one parse (50 ms) serves many."""
     return GameLogic(domain=domain, grammar=grammar)
+
+
+def _entity(identifier: str, kind: str, name: str) -> EntityInfo:
+    info: Any = EntityInfo(identifier, kind)
+    info.name, info.definite, info.indefinite = name, "the", "a"
+    return info
 
 
 class _State(PddlState):
@@ -108,8 +115,7 @@ class _Game:
         kinds = {v.name: v.type for fact in self.state.facts for v in fact.arguments}
         self.entities: dict[str, EntityInfo] = {}
         for i, name in display_names(kinds).items():
-            info = self.entities[i] = EntityInfo(i, kinds[i])
-            info.name, info.definite, info.indefinite = name, "the", "a"
+            self.entities[i] = _entity(i, kinds[i], name)
         self.templates = {n: _LISTED.sub(r"{\1}", a.template) for n, a in self.logic.actions.items()}
 
     def commands(self) -> dict[str, Any]:
@@ -160,14 +166,18 @@ def clean_action(action: str) -> str:
 class AlfworldEnv:
     """`ragdistill.envs.Env` on ALFWorld games under `root` (`Task.data` is relative to it).
 
+    Official games (`Task.data` = `official:…`) lie under `official`, by default what `ALFWORLD_DATA` names.
     `cache` is a folder of memoised translations shared by processes; `admissible` fills `Observation.admissible`
     (costs about a millisecond a step). Raises `IdentityError` when alfworld or textworld is another version.
     """
 
-    def __init__(self, root: Path, cache: Path | None = None, admissible: bool = False) -> None:
+    def __init__(
+        self, root: Path, cache: Path | None = None, admissible: bool = False, official: Path | None = None
+    ) -> None:
         self.versions = assets.check_versions()
         assets.grammar()
         self.root = Path(root).resolve()
+        self._official = official
         self.translate = Translator(cache)
         self._admissible = admissible
         self._lib: Any = None
@@ -222,9 +232,18 @@ class AlfworldEnv:
             return ()
         return tuple(sorted(c for c in self._game.commands() if c != "help"))
 
+    def _root_of(self, task: Task) -> Path:
+        if not task.data.startswith(PREFIX):
+            return self.root
+        root = self._official or official_root()
+        if root is None:
+            raise DataError(f"Task {task.id} is an official game; set {VARIABLE} to the folder of json_2.1.1.")
+        return root.resolve()
+
     def _read(self, task: Task) -> dict[str, Any]:
-        path = (self.root / task.data).resolve()
-        if not path.is_relative_to(self.root):
+        root = self._root_of(task)
+        path = (root / task.data.removeprefix(PREFIX)).resolve()
+        if not path.is_relative_to(root):
             raise DataError(f"Task {task.id} points outside the data root; regenerate the task list.")
         try:
             raw = path.read_bytes()

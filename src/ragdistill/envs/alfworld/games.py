@@ -45,7 +45,7 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     tool: str
     """Type that the operation needs ("sinkbasin", "desklamp", the house rule's tool); empty without operation."""
     tools: list[str]
-    """Its instances: receptacles, or lamps (whose receptacle `placement` tells)."""
+    """Its instances: receptacles, or objects (whose receptacle `placement` tells)."""
 
 
 class Game(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +56,7 @@ class Game(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     """Object type, PDDL spelling ("Potato")."""
     destination: str
-    """Receptacle type, or the lamp type of a look game; empty for a house rule of form "at"."""
+    """Receptacle type; the lamp of a look game; the tool of a house rule "at"."""
     placed: dict[str, str]
     """Object id → receptacle id, PDDL spelling."""
     rule: HouseRule | None = None
@@ -138,7 +138,7 @@ def _meta(game: Game, room: Room, names: dict[str, str]) -> Meta:
         return sorted(items, key=lambda n: (n.split()[0], int(n.split()[1])))
 
     tool = tool_type(game)
-    lamps = [name(o) for o in game.placed if game.kind == LOOK and o.startswith(f"{tool}_bar_")]
+    lamps = [name(o) for o in game.placed if game.kind in (LOOK, HOUSE_AT) and o.startswith(f"{tool}_bar_")]
     tools = [name(r.id) for r in room.receptacles if r.type == tool]
     return Meta(
         placement={name(o): name(r) for o, r in sorted(game.placed.items())},
@@ -190,6 +190,9 @@ def _script(game: Game, meta: Meta) -> list[str]:
         if game.kind == LOOK:
             walk.go(meta.placement[meta.tools[0]])
             walk.commands.append(f"use {meta.tools[0]}")
+        elif game.kind == HOUSE_AT:
+            walk.go(meta.placement[meta.tools[0]])
+            walk.commands.append(_operate(game, obj, meta.tools[0]))
         elif meta.tool:
             walk.go(meta.tools[0], opening=False)
             walk.commands.append(_operate(game, obj, meta.tools[0]))

@@ -53,7 +53,7 @@ _DECLARED = ("SinkBasin", "Microwave", "Fridge")
 
 
 class Target(msgspec.Struct, frozen=True, order=True):
-    """What a goal asks for: an object type, and the receptacle or lamp type (empty for a house rule "at")."""
+    """What a goal asks for: an object type, and the receptacle, lamp or (house rule "at") tool type."""
 
     obj: str
     place: str
@@ -75,7 +75,7 @@ def available_targets(kind: str, room: Room) -> list[Target]:
         if obj not in room.object_types or obj not in priors()["pickupable"]:
             continue
         if kind == HOUSE_AT:
-            found.add(Target(obj, ""))
+            found.update(Target(obj, tool) for tool in _object_tools(obj, room))
         for place in places if kind != HOUSE_AT else ():
             if kind == LOOK and place in room.object_types and _homes(place, room):
                 found.add(Target(obj, place))
@@ -84,6 +84,11 @@ def available_targets(kind: str, room: Room) -> list[Target]:
                 if space >= (2 if kind == TWO else 1):
                     found.add(Target(obj, place))
     return sorted(t for t in found if _homes(t.obj, room))
+
+
+def _object_tools(obj: str, room: Room) -> list[str]:
+    """Object types that can serve as the tool of a house rule "at": anything that stands in the room but lamps."""
+    return [t for t in room.object_types if t not in (obj, *LAMPS) and priors()["copies"].get(t) and _homes(t, room)]
 
 
 def _homes(obj: str, room: Room, avoid: str = "") -> list[tuple[Receptacle, float]]:
@@ -108,7 +113,7 @@ def generate_game(
     if not options or (target is not None and target not in options):
         raise ConfigError(f"Floor plan {plan} cannot host {target or 'any target'} of {kind}; choose another plan.")
     chosen = target or rng.choice(options)
-    rule = _rule(kind, room, rng, house_rule)
+    rule = _rule(kind, chosen, room, rng, house_rule)
     placed = _place(kind, chosen, room, rng)
     template = rng.choice(TEMPLATES[kind])
     words = {"obj": chosen.obj.lower(), "recep": chosen.place.lower(), "toggle": chosen.place.lower()}
@@ -125,15 +130,16 @@ def generate_game(
     return Game(kind=kind, plan=plan, target=chosen.obj, destination=chosen.place, placed=placed, rule=rule, data=data)
 
 
-def _rule(kind: str, room: Room, rng: random.Random, given: HouseRule | None) -> HouseRule | None:
+def _rule(kind: str, target: Target, room: Room, rng: random.Random, given: HouseRule | None) -> HouseRule | None:
     if kind not in HOUSE_KINDS:
         if given is not None:
             raise ConfigError(f"{kind} takes no house rule; use one of {', '.join(HOUSE_KINDS)}.")
         return None
-    drawn = houserules.sample_rule(rng, room.receptacle_types, "with" if kind == HOUSE_WITH else "at")
+    tools = room.receptacle_types if kind == HOUSE_WITH else (target.place,)
+    drawn = houserules.sample_rule(rng, tools, "with" if kind == HOUSE_WITH else "at")
     if given is None:
         return drawn
-    if given.kind != kind or given.tool_type not in room.receptacle_types:
+    if given.kind != kind or given.tool_type not in tools:
         raise ConfigError(f"The house rule {given} does not fit a {kind} game in floor plan {room.plan}.")
     return given
 
@@ -157,7 +163,7 @@ def _place(kind: str, target: Target, room: Room, rng: random.Random) -> dict[st
 
     for _ in range(rng.randint(2, 4) if kind == TWO else rng.randint(1, 3)):
         put(target.obj, target.place if kind in (PICK, TWO, HOUSE_WITH) else "")
-    lamp = target.place if kind == LOOK else ""
+    lamp = target.place if kind in (LOOK, HOUSE_AT) else ""
     if lamp:
         put(lamp)
     allowed = {*priors()["pickupable"], *_FIXED} - {target.obj, lamp}

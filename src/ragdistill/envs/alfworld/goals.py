@@ -21,7 +21,7 @@ KINDS = (PICK, LOOK, CLEAN, HEAT, COOL, TWO)
 HOUSE_WITH = "house_rule_with"
 """House-rule game `{verb} {object} with {tool}`, then put the object away (shape of clean, heat, cool)."""
 HOUSE_AT = "house_rule_at"
-"""House-rule game `{verb} {tool}` while holding the object (shape of the lamp task)."""
+"""House-rule game `{verb} {tool}` with the object in hand, the tool an object (shape of the lamp task)."""
 HOUSE_KINDS = (HOUSE_WITH, HOUSE_AT)
 OTHER = "other"
 """Bucket of a goal that no template explains."""
@@ -34,7 +34,12 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     COOL: ("put a cool {obj} in {recep}", "cool some {obj} and put it in {recep}"),
     TWO: ("put two {obj} in {recep}", "find two {obj} and put them in {recep}"),
     HOUSE_WITH: ("put a {adjective} {obj} in {recep}", "{verb} some {obj} and put it in {recep}"),
-    HOUSE_AT: ("get the {obj} {adjective}", "make some {obj} {adjective}"),
+    HOUSE_AT: (
+        "show {obj} to the {toggle}",
+        "hold the {obj} near the {toggle}",
+        "present {obj} before the {toggle}",
+        "compare the {obj} with the {toggle}",
+    ),
 }
 """Official wording of alfworld's goal library (a test compares them), then that of the house-rule games."""
 
@@ -63,7 +68,7 @@ def _patterns() -> list[tuple[str, re.Pattern[str]]]:
     rows += [
         (HOUSE_WITH, rf"put a\s+\w+\s+\w+\s+{_IN}\s+\w+$"),
         (HOUSE_WITH, rf"\w+\s+some\s+\w+\s+and put it {_IN}\s+\w+$"),
-        (HOUSE_AT, r"(?:get the|make some)\s+\w+\s+\w+$"),
+        (HOUSE_AT, r"(?:show|hold|present|compare)\s+(?:the\s+)?\w+\s+(?:to|near|before|with)\s+the\s+\w+$"),
         (PICK, rf"(?:put|place|move)\s+{_ART}\w+\s+{_IN}\b"),
     ]
     return [(kind, re.compile(pattern)) for kind, pattern in rows]

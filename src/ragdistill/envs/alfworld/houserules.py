@@ -25,42 +25,46 @@ WITHHELD = (
 )  # fmt: skip
 """Words of the real rules: never a verb or adjective of a house rule."""
 
-REGULAR = tuple(
-    tuple(pair.split("/"))
-    for pair in (
-        "polish/polished scan/scanned weigh/weighed stamp/stamped bless/blessed iron/ironed paint/painted wax/waxed "
-        "measure/measured label/labelled wrap/wrapped brush/brushed press/pressed sign/signed mark/marked dust/dusted "
-        "glaze/glazed oil/oiled sand/sanded spin/spun fold/folded stretch/stretched photograph/photographed "
-        "register/registered repair/repaired tune/tuned charm/charmed count/counted number/numbered test/tested "
-        "varnish/varnished seal/sealed steam/steamed soak/soaked salt/salted sugar/sugared dye/dyed engrave/engraved "
-        "inspect/inspected magnetise/magnetised insure/insured price/priced tag/tagged tie/tied rub/rubbed "
-        "shake/shaken knit/knitted pickle/pickled smoke/smoked gild/gilded"
-    ).split()
-)
+
+def _pairs(text: str) -> tuple[tuple[str, str], ...]:
+    """`verb/adjective` words of a block."""
+    return tuple((verb, adjective) for verb, _, adjective in (word.partition("/") for word in text.split()))
+
+
+REGULAR = _pairs("""
+polish/polished scan/scanned weigh/weighed stamp/stamped bless/blessed iron/ironed paint/painted wax/waxed
+measure/measured label/labelled wrap/wrapped brush/brushed press/pressed sign/signed mark/marked dust/dusted
+glaze/glazed oil/oiled sand/sanded spin/spun fold/folded stretch/stretched photograph/photographed
+register/registered repair/repaired tune/tuned charm/charmed count/counted number/numbered test/tested
+varnish/varnished seal/sealed steam/steamed soak/soaked salt/salted sugar/sugared dye/dyed engrave/engraved
+inspect/inspected magnetise/magnetised insure/insured price/priced tag/tagged tie/tied rub/rubbed shake/shaken
+knit/knitted pickle/pickled smoke/smoked gild/gilded
+""")
 """(verb, participle): the adjective tells the verb, as in "clean"."""
 
-IRREGULAR = tuple(
-    tuple(pair.split("/"))
-    for pair in (
-        "shrink/tiny scent/fragrant dry/dry darken/dark fix/whole charge/full drain/empty enlarge/huge soften/soft "
-        "harden/firm sharpen/keen flatten/flat inflate/round crown/royal starch/stiff bleach/white ink/black "
-        "grease/slippery season/tasty tear/ragged bury/hidden balance/steady grind/fine wet/moist"
-    ).split()
-)
+IRREGULAR = _pairs("""
+shrink/tiny scent/fragrant dry/dry darken/dark fix/whole charge/full drain/empty enlarge/huge soften/soft
+harden/firm sharpen/keen flatten/flat inflate/round crown/royal starch/stiff bleach/white ink/black grease/slippery
+season/tasty tear/ragged bury/hidden balance/steady grind/fine wet/moist
+""")
 """(verb, adjective): the adjective does not spell the verb, as in "hot" and "heat"."""
 
-VOCABULARY: tuple[tuple[str, str], ...] = tuple((v, a) for v, a in REGULAR + IRREGULAR)
+VOCABULARY = REGULAR + IRREGULAR
 _DROPPED = ("CleanObject", "HeatObject", "CoolObject", "ToggleObject", "SliceObject", "help")
 _ACTION = "HouseRule"
 
 
 class HouseRule(msgspec.Struct, frozen=True, kw_only=True):
-    """One rule: `{verb} {object} with {tool}` (form "with") or `{verb} {tool}` while holding it (form "at")."""
+    """One rule.
+
+    Form "with": `{verb} {object} with {tool}`, the tool a receptacle. Form "at": `{verb} {tool}` with the object in
+    hand, the tool an object that stands somewhere (the shape of "use desklamp 1").
+    """
 
     verb: str
     adjective: str
     tool_type: str
-    """Receptacle type in PDDL spelling, e.g. "Desk"."""
+    """Receptacle type ("Desk") or, for form "at", object type ("Candle") in PDDL spelling."""
     form: Form
 
     @property
@@ -92,12 +96,16 @@ def house_domain(rule: HouseRule) -> str:
     text = re.sub(r";[^\n]*", "", assets.domain())
     for name in _DROPPED:
         text = _cut(text, f"(:action {name}")
+    extra, tool = "", f"(receptacleType ?r {rule.tool_type}Type)"
+    if rule.form == "at":
+        extra = " ?t - object"
+        tool = f"(objectType ?t {rule.tool_type}Type) (inReceptacle ?t ?r) (or (not (openable ?r)) (opened ?r))"
     operation = f"""
 (:action {_ACTION}
-    :parameters (?a - agent ?l - location ?r - receptacle ?o - object)
+    :parameters (?a - agent ?l - location ?r - receptacle ?o - object{extra})
     :precondition (and
             (cleanable ?o)
-            (receptacleType ?r {rule.tool_type}Type)
+            {tool}
             (atLocation ?a ?l)
             (receptacleAtLocation ?r ?l)
             (holds ?a ?o)
@@ -136,7 +144,7 @@ def house_grammar(rule: HouseRule) -> str:
     )
     template, feedback = f"{rule.verb} {{o}} with {{r}}", f"You {rule.verb} the {{o.name}} using the {{r.name}}."
     if rule.form == "at":
-        template, feedback = f"{rule.verb} {{r}}", f"You {rule.verb} the {{r.name}}."
+        template, feedback = f"{rule.verb} {{t}}", f"You {rule.verb} the {{t.name}}."
     return text + (
         f'\naction {_ACTION} {{\n    template :: "{template}";\n    feedback :: "#houseRule.feedback#";\n\n'
         f'    grammar :: """\n        {{"houseRule.feedback": [{{"rhs": "{feedback}"}}]}}\n    """;\n}}\n'

@@ -16,6 +16,8 @@ from ragdistill.records import Task, read_json
 
 SPLITS = ("train", "valid_seen", "valid_unseen")
 VARIABLE = "ALFWORLD_DATA"
+PREFIX = "official:"
+"""`Task.data` of an official game starts so; the rest is relative to the official root, wherever a machine has it."""
 
 
 def official_root() -> Path | None:
@@ -51,5 +53,5 @@ def _task(root: Path, split: str, path: Path) -> Task | None:
         raise DataError(f"{name} is not an official game's folder name; download the games again.")
     return Task(
         id=f"{split}/{name}/{path.parent.name}", env="alfworld", split=split, kind=kind, group=group_of(int(plan)),
-        data=path.relative_to(root).as_posix(), sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        data=PREFIX + path.relative_to(root).as_posix(), sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )  # fmt: skip

@@ -99,7 +99,9 @@ def load_room(plan: int) -> Room:
     for name in sorted((set(containment()) & types) - present - _NEVER):
         for _ in range(_ADDED.get(name, 1)):
             x, z, where = next(free)
-            raw = "|".join((name, coordinate(x), "+00.00", coordinate(z)))
+            # AI2-THOR spells a basin as a part of its sink; the engine's display names rely on it
+            owner, part = (name.removesuffix("Basin"), [name]) if name.endswith("Basin") else (name, [])
+            raw = "|".join((owner, coordinate(x), "+00.00", coordinate(z), *part))
             receptacles.append(Receptacle(mangle(raw), name, where))
     return Room(plan, tuple(receptacles), tuple(sorted(types)), next(free)[2])
 

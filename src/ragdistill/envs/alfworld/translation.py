@@ -12,6 +12,7 @@ import sys
 import zlib
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any, cast
 
 import fast_downward
 import msgspec
@@ -80,7 +81,7 @@ def _translate(domain: str, problem: str) -> Translation:
     argv, collecting = sys.argv, gc.isenabled()
     gc.disable()  # the translator allocates millions of small objects and no cycles: 40 % of its time was collection
     try:
-        task, sas = fast_downward.pddl2sas(domain, problem)  # overwrites sys.argv
+        task, sas = cast("Any", fast_downward.pddl2sas(domain, problem))  # overwrites sys.argv
     finally:
         sys.argv = argv
         if collecting:

@@ -1,0 +1,92 @@
+"""Keep `dvc.yaml` honest: a stage's code deps are the import closure of its module.
+
+DVC does not see Python imports. `python scripts/dag_deps.py` prints what is wrong; `--write` mends it.
+Imports inside functions count. Modules without behaviour of their own (errors, parameter checking) do not.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from functools import cache
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "ragdistill"
+NO_BEHAVIOUR = {"src/ragdistill/__init__.py", "src/ragdistill/errors.py", "src/ragdistill/params.py"}
+DATA = {"report/page.py": ("page.html.j2", "page.css"), "envs/alfworld/rooms.py": ("priors.json",)}
+"""Files that a module reads beside itself."""
+
+
+def _file(module: str) -> Path | None:
+    base = ROOT / "src" / Path(*module.split("."))
+    return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
+
+
+@cache
+def imports(path: Path) -> frozenset[Path]:
+    """Files of this package that `path` imports, at any depth of nesting, packages' `__init__` included."""
+    found: set[Path] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+        for name in (n for n in names if n.split(".")[0] == "ragdistill"):
+            parts = name.split(".")
+            found.update(f for i in range(1, len(parts) + 1) if (f := _file(".".join(parts[:i]))))
+    return frozenset(found)
+
+
+def closure(path: Path) -> list[str]:
+    """Relative names of all files that decide what `path` does, itself included."""
+    seen, todo = {path}, [path]
+    while todo:
+        fresh = imports(todo.pop()) - seen
+        seen |= fresh
+        todo += fresh
+    names = {p.relative_to(ROOT).as_posix() for p in seen}
+    for module, files in DATA.items():
+        owner = f"src/ragdistill/{module}"
+        if owner in names:
+            names |= {f"{Path(owner).parent.as_posix()}/{f}" for f in files if (ROOT / owner).with_name(f).exists()}
+    return sorted(n for n in names - NO_BEHAVIOUR if (ROOT / n).read_text().strip())
+
+
+def expected(stage: dict) -> list[str]:
+    """Code deps of a stage, from the module its `cmd` runs."""
+    module = stage["cmd"].split("-m ")[1].split()[0]
+    path = _file(module)
+    if path is None:
+        raise SystemExit(f"dvc.yaml runs {module}, which does not exist.")
+    return closure(path)
+
+
+def main() -> int:
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 120
+    path = ROOT / "dvc.yaml"
+    dag = yaml.load(path.read_text())
+    wrong = 0
+    for name, stage in dag["stages"].items():
+        inputs = [d for d in stage.get("deps", []) if not str(d).startswith("src/")]
+        code = expected(stage)
+        if [d for d in stage.get("deps", []) if str(d).startswith("src/")] != code:
+            wrong += 1
+            print(f"{name}: code deps differ from the import closure")
+            stage["deps"] = CommentedSeq([*inputs, *code])
+    if wrong and "--write" in sys.argv:
+        with path.open("w") as f:
+            yaml.dump(dag, f)
+        print(f"{path.name} written")
+        return 0
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,62 @@
+"""Stage `report`: `metrics.json`, csv for `dvc plots`, and one self-contained page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ragdistill.params import Params
+from ragdistill.records import EvalEpisode, Hint, Trajectory, read_json, read_jsonl, write_json
+from ragdistill.report.csvs import LossPoint, read_loss, write_csvs
+from ragdistill.report.metrics import compute_metrics
+from ragdistill.report.page import Page, write_page
+from ragdistill.report.table import policy_table
+from ragdistill.stages.common import BANK, BASE, EVAL, IDENTITY, RESULTS, STUDENTS, read_timing, run_stage
+
+
+def runs(params: Params) -> list[Path]:
+    """Folders of the evaluations that belong to these parameters (older ones may still lie beside them)."""
+    students = [f"{v}-{s}" for v in params.sft.variants for s in params.sft.seeds]
+    return [EVAL / f"{p}-0" for p in params.evaluate.policies] + [EVAL / s for s in students]
+
+
+def adapters(params: Params) -> tuple[dict[str, list[LossPoint]], dict[str, Any]]:
+    """Loss curves and training facts, the cold start's first."""
+    sources = {}
+    if (BASE / "coldstart_loss.csv").exists():
+        sources["coldstart"] = (BASE / "coldstart_loss.csv", BASE / "coldstart_training.json")
+    for name in (f"{v}-{s}" for v in params.sft.variants for s in params.sft.seeds):
+        sources[name] = (STUDENTS / name / "loss.csv", STUDENTS / name / "training.json")
+    return {n: read_loss(c) for n, (c, _) in sources.items()}, {n: read_json(t) for n, (_, t) in sources.items()}
+
+
+def body(params: Params) -> str:
+    folders = runs(params)
+    episodes = [e for f in folders for e in read_jsonl(f / "episodes.jsonl", EvalEpisode)]
+    metrics = compute_metrics(
+        episodes, env=params.env.name, agent=params.agent.name, split=params.tasks.eval_split, label=params.label,
+        primary=params.evaluate.primary, params=params.report,
+    )  # fmt: skip
+    losses, trainings = adapters(params)
+    timing = read_timing()
+    write_json(RESULTS / "metrics.json", metrics)
+    write_json(RESULTS / "timing.json", timing)
+    write_csvs(RESULTS / "plots", metrics, losses)
+    first = {f.name.rpartition("-")[0]: f for f in reversed(folders)}
+    page = Page(
+        metrics=metrics,
+        hints=read_jsonl(BANK, Hint),
+        trajectories={name: read_jsonl(f / "trajectories.jsonl", Trajectory) for name, f in first.items()},
+        losses=losses,
+        trainings=trainings,
+        seconds=timing,
+        provenance={"environment": read_json(IDENTITY)["environment"], "base model": params.model.base},
+        coldstart=params.coldstart.enabled,
+    )
+    write_page(RESULTS / "report.html", page)
+    print(policy_table(metrics))
+    return f"{len(episodes)} episodes of {len(metrics['policies'])} policies; open {RESULTS / 'report.html'}"
+
+
+if __name__ == "__main__":
+    run_stage("report", body)

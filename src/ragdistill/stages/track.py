@@ -1,0 +1,55 @@
+"""Stage `track`: projects the result files into one MLflow run and registers the student as `challenger`.
+
+Always runs, and is idempotent: the run is found by the hash of what it shows, the version by the adapter's hash.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from ragdistill import registry
+from ragdistill.params import Params
+from ragdistill.records import digest, read_json
+from ragdistill.report.csvs import read_loss
+from ragdistill.stages.common import BANK, EVAL, RESULTS, SFT, STORE, STUDENTS, TASKS, run_stage
+
+STUDENT = "distilled"
+"""The variant that is registered; its first training seed stands for it."""
+
+
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as dotted keys; sequences stay one value."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def body(params: Params) -> str:
+    metrics = read_json(RESULTS / "metrics.json")
+    students = [f"{v}-{s}" for v in params.sft.variants for s in params.sft.seeds]
+    adapter = STUDENTS / f"{STUDENT}-{params.sft.seeds[0]}" if STUDENT in params.sft.variants else None
+    inputs = {"tasks": TASKS, "hints": BANK.parent, "training": SFT, "evaluation": EVAL}
+    hashes = {name: registry.tree_sha256(path) for name, path in inputs.items()}
+    settings = dict(flat(msgspec.to_builtins(params)))
+    experiment = os.environ.get("DVC_EXP_NAME", "")
+    done = registry.project(
+        STORE, params.track.experiment, lineage=digest("lineage", settings, hashes), params=settings,
+        metrics={k: float(v) for k, v in flat(metrics) if isinstance(v, int | float)},
+        curves={f"loss.{s}": [(p.step, p.loss) for p in read_loss(STUDENTS / s / "loss.csv")] for s in students},
+        datasets=[(name, str(path), hashes[name]) for name, path in inputs.items()],
+        artifacts=[RESULTS / n for n in ("metrics.json", "timing.json", "report.html", "plots")],
+        adapter=adapter, registered_model=params.track.registered_model,
+        tags={"label": params.label} | ({"DVC_EXP_NAME": experiment} if experiment else {}),
+    )  # fmt: skip
+    version = f"{params.track.registered_model} version {done.version}" if done.version else "no adapter"
+    return f"run {done.run_id} in {STORE.name}/mlflow.db, {version}"
+
+
+if __name__ == "__main__":
+    run_stage("track", body)
