@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from ragdistill.errors import ConfigError
 from ragdistill.journal import cache_dir
 from ragdistill.llm.weights import adapter_fingerprint
 from ragdistill.params import Params, load_params
@@ -31,17 +32,19 @@ def promote(margin: float | None) -> int:
     params = load_params()
     name, margin = params.track.registered_model, params.promote.margin if margin is None else margin
     aliases = registry.champion_and_challenger(STORE, name)
+    if aliases.challenger is None:
+        raise ConfigError(f"{name} has no challenger; run `dvc repro` to register one.")
     rival = "champion" if aliases.champion else "base"
     a = _evaluate(params, "challenger")
     b = _evaluate(params, rival)
     found = compare(a, b, params.evaluate.primary, params.report)
-    difference = registry.PairedDiff(diff=found.diff, lo=found.lo, hi=found.hi, n=found.n)
-    decision = registry.decide(difference, margin, has_champion=rival == "champion")
-    version = registry.promote(STORE, name, decision, getpass.getuser(), difference) if decision.promote else None
-    _record({"promote": decision.promote, "reason": decision.reason, "version": version or aliases.challenger})
+    decision = registry.decide(found, margin, has_champion=rival == "champion")
+    if decision.promote:
+        registry.promote(STORE, name, aliases.challenger, decision, getpass.getuser(), found)
+    _record({"promote": decision.promote, "reason": decision.reason, "version": aliases.challenger})
     print(decision.reason)
-    if version:
-        print(f"{name} version {version} is now champion; undo with `ragdistill rollback`.")
+    if decision.promote:
+        print(f"{name} version {aliases.challenger} is now champion; undo with `ragdistill rollback`.")
     return 0 if decision.promote else 1
 
 

@@ -24,13 +24,13 @@ def smoke(keep: bool) -> int:
     copy = cache_dir("smoke")
     if not keep:
         shutil.rmtree(copy, ignore_errors=True)
-    _copy_project(copy)
+    copy_project(copy)
     overrides = [line.split("#")[0].strip() for line in PROFILE.read_text().splitlines()]
     env = {**os.environ, "RAGDISTILL_CACHE": str(cache_dir()), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     env.pop("DVC_ROOT", None)
     print(f"smoke, not evidence: the DAG of this project with {PROFILE} in {copy}", flush=True)
     sys.stdout.flush()
-    _override(copy / "params.yaml", [o for o in overrides if o])
+    override(copy / "params.yaml", [o for o in overrides if o])
     done = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=copy, env=env, check=False)
     if done.returncode == 0:
         subprocess.run([sys.executable, "-m", "ragdistill.cli", "table"], cwd=copy, env=env, check=True)
@@ -38,7 +38,7 @@ def smoke(keep: bool) -> int:
     return done.returncode
 
 
-def _copy_project(copy: Path) -> None:
+def copy_project(copy: Path) -> None:
     """Tracked and not ignored files, as they stand; a fresh repository around them."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], capture_output=True, check=False
@@ -54,7 +54,7 @@ def _copy_project(copy: Path) -> None:
         subprocess.run(["git", "init", "-q"], cwd=copy, check=True)
 
 
-def _override(path: Path, overrides: list[str]) -> None:
+def override(path: Path, overrides: list[str]) -> None:
     """Set dotted keys in params.yaml, with the YAML editor that DVC itself uses (comments survive)."""
     from dvc.utils.serialize import modify_yaml
     from ruamel.yaml import YAML

@@ -11,11 +11,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ragdistill.errors import RagdistillError
 from ragdistill.journal import project_root
 from ragdistill.params import Params, load_params
 from ragdistill.records import read_json, write_json
+
+if TYPE_CHECKING:
+    from ragdistill.training.sft import SftResult
 
 IDENTITY = Path("data/identity.json")
 TASKS = Path("data/tasks")
@@ -67,6 +71,14 @@ def link_tree(source: Path, dest: Path) -> None:
     except OSError:
         shutil.rmtree(dest, ignore_errors=True)
         shutil.copytree(source, dest)
+
+
+def training_line(result: SftResult) -> str:
+    """What a training was, in one phrase."""
+    return (
+        f"{result.examples} examples ({result.too_long} too long), {result.tokens} tokens an epoch, "
+        f"{result.steps} steps at {result.tokens_per_second:.0f} tokens/s, final loss {result.final_loss:.3f}"
+    )
 
 
 def item() -> str:

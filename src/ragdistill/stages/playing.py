@@ -19,7 +19,7 @@ from ragdistill.envs import make_domain
 from ragdistill.envs.pool import EnvPool
 from ragdistill.errors import ConfigError, EnvironmentFault
 from ragdistill.journal import Journal, cache_dir
-from ragdistill.llm import ChatModel
+from ragdistill.llm import ChatModel, cpu_env
 from ragdistill.params import Params
 from ragdistill.records import StopReason, Task, Trajectory, read_json
 from ragdistill.rollout import Progress, Retrieve, Setting, play_all
@@ -34,6 +34,7 @@ def open_model(params: Params, directory: Path, adapter: Path | None = None) -> 
     name = adapter.name if adapter else directory.name
     if params.model.engine == "scripted":
         return _scripted(params.model.script, name)
+    cpu_env.apply()
     from ragdistill.llm.local import LocalEngine
 
     return LocalEngine(

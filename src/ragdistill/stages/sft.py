@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from ragdistill.journal import cache_dir
+from ragdistill.llm import cpu_env
 from ragdistill.params import Params
 from ragdistill.records import SftExample, read_jsonl
-from ragdistill.stages.common import BASE, SFT, STUDENTS, item, run_stage
+from ragdistill.stages.common import BASE, SFT, STUDENTS, item, run_stage, training_line
 
 
 def body(params: Params, variant: str, seed: int) -> str:
-    from ragdistill.training.sft import train_lora
+    cpu_env.apply()
+    from ragdistill.training.once import train_once
 
-    result = train_lora(
-        read_jsonl(SFT / f"{variant}.jsonl", SftExample), BASE, STUDENTS / f"{variant}-{seed}",
-        params.sft.lora, seed, checkpoint_dir=cache_dir("checkpoints"), checkpoint_steps=params.sft.checkpoint_steps,
+    result = train_once(
+        read_jsonl(SFT / f"{variant}.jsonl", SftExample), BASE, STUDENTS / f"{variant}-{seed}", params.sft.lora, seed,
+        cache_dir(), params.sft.checkpoint_steps,
     )  # fmt: skip
-    return result.line()
+    return training_line(result)
 
 
 if __name__ == "__main__":

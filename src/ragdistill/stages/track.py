@@ -38,15 +38,15 @@ def body(params: Params) -> str:
     hashes = {name: registry.tree_sha256(path) for name, path in inputs.items()}
     settings = dict(flat(msgspec.to_builtins(params)))
     experiment = os.environ.get("DVC_EXP_NAME", "")
-    done = registry.project(
-        STORE, params.track.experiment, lineage=digest("lineage", settings, hashes), params=settings,
+    done = registry.project(STORE, registry.Projection(
+        experiment=params.track.experiment, lineage=digest("lineage", settings, hashes), params=settings,
         metrics={k: float(v) for k, v in flat(metrics) if isinstance(v, int | float)},
         curves={f"loss.{s}": [(p.step, p.loss) for p in read_loss(STUDENTS / s / "loss.csv")] for s in students},
         datasets=[(name, str(path), hashes[name]) for name, path in inputs.items()],
         artifacts=[RESULTS / n for n in ("metrics.json", "timing.json", "report.html", "plots")],
         adapter=adapter, registered_model=params.track.registered_model,
         tags={"label": params.label} | ({"DVC_EXP_NAME": experiment} if experiment else {}),
-    )  # fmt: skip
+    ))  # fmt: skip
     version = f"{params.track.registered_model} version {done.version}" if done.version else "no adapter"
     return f"run {done.run_id} in {STORE.name}/mlflow.db, {version}"
 

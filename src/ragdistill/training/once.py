@@ -1,0 +1,54 @@
+"""Train once: an adapter that was already trained from the same data, base and settings is taken from the cache.
+
+DVC reruns a stage whenever a file it depends on changes, be it by a comment; this keeps such a rerun free. The key holds
+everything that decides the result, and no code: a change of the trainer's behaviour raises `TRAINER_VERSION`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from ragdistill.llm.weights import BASE_IDENTITY, model_fingerprint
+from ragdistill.params import LoraParams
+from ragdistill.records import SftExample, digest
+from ragdistill.training.sft import SftResult, train_lora
+
+TRAINER_VERSION = "sft-1"
+
+
+def train_once(
+    examples: Sequence[SftExample], base_dir: Path, out_dir: Path, lora: LoraParams, seed: int, cache: Path, every: int
+) -> SftResult:
+    """`train_lora` with checkpoints and finished adapters under `cache`; the adapter ends up in `out_dir`.
+
+    `every`: optimiser steps between checkpoints.
+    """
+    chats = [[(m.role, m.content) for m in e.messages] for e in examples]
+    key = digest("adapter", TRAINER_VERSION, model_fingerprint(base_dir), chats, lora, seed)
+    kept = cache / "adapters" / key
+    if not (kept / BASE_IDENTITY).is_file():  # written last
+        train_lora(examples, base_dir, kept, lora, seed, cache / "checkpoints", every, progress=_say(out_dir.name))
+    shutil.rmtree(out_dir, ignore_errors=True)
+    shutil.copytree(kept, out_dir)
+    return msgspec.json.decode((out_dir / "training.json").read_bytes(), type=SftResult)
+
+
+def _say(label: str) -> Callable[[int, int, float, float], None]:
+    """One line every 30 seconds."""
+    last = 0.0
+
+    def report(step: int, total: int, loss: float, tokens_per_second: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 30 or step == total:
+            last = now
+            line = f"{label}: step {step}/{total}, loss {loss:.3f}, {tokens_per_second:.0f} tokens/s"
+            print(line, file=sys.stderr, flush=True)
+
+    return report

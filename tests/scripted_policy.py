@@ -1,0 +1,54 @@
+"""A scripted ChatModel policy for whole-DAG tests: it explores, fails, follows hints, and a student acts directly.
+
+It rebuilds its state from the chat alone (the demonstrator reads the observations in order), so it is a pure function
+of (messages, sampling, model name) like a model is.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+
+from ragdistill.envs.alfworld.demonstrator import Demonstrator, Need
+from ragdistill.envs.alfworld.goals import LOOK, TEMPLATES, TWO, infer_kind
+from ragdistill.llm import Sampling
+from ragdistill.records import Message
+
+RULES = {"clean": ("clean", "sinkbasin"), "hot": ("heat", "microwave"), "cool": ("cool", "fridge")}
+
+
+def play(messages: Sequence[Message], sampling: Sampling, name: str) -> str:
+    """`name` is the directory of the weights: raw says nothing useful, students know the rules, base explores."""
+    if name == "raw":
+        return "I am a helpful assistant."
+    opening = messages[1].content
+    player = Demonstrator(need_of(opening, knows=name.startswith(("distilled", "sft")), sampling=sampling), {})
+    for message in messages[1:]:
+        if message.role == "user":
+            text = message.content.split("\n\nHints")[0]
+            thought, action = player.act(text)
+    return f"Thought: {thought}\nAction: {action}"
+
+
+def need_of(opening: str, knows: bool, sampling: Sampling) -> Need:
+    goal = re.search(r"Your task is to: (.*?)\.?(?:\n|$)", opening)
+    assert goal
+    sentence = goal.group(1)
+    kind = infer_kind(sentence)
+    words = next(m for t in TEMPLATES[kind] if (m := re.fullmatch(_pattern(t), sentence)))
+    found = words.groupdict()
+    if kind == LOOK:
+        told = knows or "use {" in opening
+        others = random.Random(sampling.seed % 7).sample(["ring", "rub", "tap", "use"], 4)
+        return Need(object=found["obj"], target="", property="lit", verb="use", tool=found["toggle"], told=told,
+                    verbs=tuple(others))  # fmt: skip
+    rule = next(((p, *RULES[p]) for p in RULES if p in sentence.split() or RULES[p][0] in sentence.split()), None)
+    if rule is None:
+        return Need(object=found["obj"], target=found["recep"], count=2 if kind == TWO else 1)
+    told = knows or f"{rule[1]} {{object}} with {{{rule[2]}}}" in opening
+    return Need(object=found["obj"], target=found["recep"], property=rule[0], verb=rule[1], tool=rule[2], told=told)
+
+
+def _pattern(template: str) -> str:
+    return re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\w+)", re.escape(template))

@@ -1,0 +1,115 @@
+"""The DAG itself: its deps are the import closure, and the whole of it runs on real games with scripted players."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ragdistill.commands.smoke import copy_project, override
+from ragdistill.records import EvalEpisode, Hint, SftExample, Trajectory, read_jsonl
+from tests.test_training import make_base
+
+ROOT = Path(__file__).resolve().parents[1]
+OVERRIDES = """
+label=test
+model.base=tiny
+model.engine=scripted
+model.script=tests.scripted_policy:play
+model.concurrency=8
+env.max_steps=30
+tasks.train=12
+tasks.dev=0
+tasks.test=12
+coldstart.demos=8
+coldstart.lora={r: 4, alpha: 8, dropout: 0.0, lr: 0.001, epochs: 1, batch: 4, warmup: 0.1, weight_decay: 0.0, max_tokens: 32000}
+sft.lora={r: 4, alpha: 8, dropout: 0.0, lr: 0.001, epochs: 1, batch: 4, warmup: 0.1, weight_decay: 0.0, max_tokens: 32000}
+hints.min_support=1
+strip.max_invalid=null
+report.bootstrap=200
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with small numbers, a tiny random model and a scripted player, after `dvc repro`."""
+    copy = tmp_path_factory.mktemp("dag") / "project"
+    copy_project(copy)
+    make_base(copy / "tiny", 0)
+    override(copy / "params.yaml", [line for line in OVERRIDES.splitlines() if line])
+    done = run(copy, "-m", "dvc", "repro")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return copy
+
+
+def run(where: Path, *args: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "RAGDISTILL_"))} | extra
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    return subprocess.run([sys.executable, *args], cwd=where, env=env, capture_output=True, text=True, check=False)
+
+
+def test_code_deps_of_every_stage_are_its_import_closure() -> None:
+    done = run(ROOT, "scripts/dag_deps.py")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.timeout(600)
+def test_the_whole_dag_finds_the_withheld_rules_and_passes_them_on(project: Path) -> None:
+    hints = read_jsonl(project / "data/hints/bank.jsonl", Hint)
+    assert any("with {sinkbasin}" in h.text or "with {fridge}" in h.text or "use {" in h.text for h in hints)
+    taught = read_jsonl(project / "data/teach/hints.jsonl", Trajectory)
+    assert any(t.hints for t in taught)
+    examples = read_jsonl(project / "data/sft/distilled.jsonl", SftExample)
+    assert examples
+    assert not any(h.text in m.content for e in examples for m in e.messages for h in hints)
+    metrics = json.loads((project / "results/metrics.json").read_text())
+    assert metrics["policies"]["raw"]["success"] == 0
+    assert metrics["policies"]["distilled"]["success"] > metrics["policies"]["base"]["success"]
+    assert "smoke" not in metrics["label"]
+
+
+@pytest.mark.timeout(300)
+def test_a_repeated_repro_changes_nothing_and_registers_one_version(project: Path) -> None:
+    before = (project / "dvc.lock").read_text()
+    done = run(project, "-m", "dvc", "repro")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (project / "dvc.lock").read_text() == before
+    assert "version 1" in done.stdout
+    assert "rollouts" not in [line.split(":")[0] for line in done.stdout.splitlines()]
+
+
+@pytest.mark.timeout(300)
+def test_losing_every_output_replays_from_the_journal_without_playing(project: Path) -> None:
+    before = (project / "data/rollouts.jsonl").read_bytes()
+    (project / "data/rollouts.jsonl").unlink()
+    done = run(project, "-m", "dvc", "repro", "--force", "--single-item", "rollouts", CI="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (project / "data/rollouts.jsonl").read_bytes() == before
+    assert "36/36 episodes (36 from the journal)" in done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_promotion_needs_a_measured_gain_and_is_recorded(project: Path) -> None:
+    refused = run(project, "-m", "ragdistill.cli", "promote", "--margin", "0.99")
+    assert refused.returncode == 1
+    assert "Refuse" in refused.stdout
+    done = run(project, "-m", "ragdistill.cli", "promote", "--margin", "0")
+    lines = [json.loads(x) for x in (project / "results/promotions.jsonl").read_text().splitlines()]
+    assert [x["promote"] for x in lines] == [False, done.returncode == 0]
+
+
+def test_contaminated_tasks_are_refused_by_the_stage(project: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(project, copy, symlinks=True, ignore=shutil.ignore_patterns(".cache", "models", ".dvc"))
+    rows = read_jsonl(copy / "data/rollouts.jsonl", Trajectory)
+    leaked = read_jsonl(copy / "results/eval/base-0/episodes.jsonl", EvalEpisode)[0].task_id
+    text = (copy / "data/rollouts.jsonl").read_text().replace(rows[0].task_id, leaked)
+    (copy / "data/rollouts.jsonl").write_text(text)
+    done = run(copy, "-m", "ragdistill.stages.hints", PYTHONPATH="src")
+    assert done.returncode == 1
+    assert "evaluation tasks occur in the rollouts" in done.stderr
