@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -26,11 +27,20 @@ def _file(module: str) -> Path | None:
     return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
 
 
+def _executed(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under `if TYPE_CHECKING:`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from _executed(node)
+
+
 @cache
 def imports(path: Path) -> frozenset[Path]:
     """Files of this package that `path` imports, at any depth of nesting, packages' `__init__` included."""
     found: set[Path] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in _executed(ast.parse(path.read_text())):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [a.name for a in node.names]
@@ -54,7 +64,24 @@ def closure(path: Path) -> list[str]:
         owner = f"src/ragdistill/{module}"
         if owner in names:
             names |= {f"{Path(owner).parent.as_posix()}/{f}" for f in files if (ROOT / owner).with_name(f).exists()}
-    return sorted(n for n in names - NO_BEHAVIOUR if (ROOT / n).read_text().strip())
+    return _by_folder({n for n in names - NO_BEHAVIOUR if (ROOT / n).read_text().strip()})
+
+
+def _by_folder(names: set[str]) -> list[str]:
+    """Name a package instead of its files where all of them are meant."""
+    for folder in sorted((d for d in SOURCE.rglob("*") if d.is_dir()), key=lambda d: -len(d.parts)):
+        files = {p.relative_to(ROOT).as_posix() for p in folder.iterdir() if p.is_file() and p.suffix != ".pyc"}
+        within = {n for n in names if n.startswith(f"{folder.relative_to(ROOT).as_posix()}/")}
+        nested = {n for n in within if n not in files}
+        if files and {n for n in files if (ROOT / n).read_text().strip()} <= within and not _partial(folder, nested):
+            names = names - within | {folder.relative_to(ROOT).as_posix()}
+    return sorted(names)
+
+
+def _partial(folder: Path, nested: set[str]) -> bool:
+    """Whether some sub-package of `folder` is not named as a whole."""
+    inner = {d.relative_to(ROOT).as_posix() for d in folder.iterdir() if d.is_dir() and d.name != "__pycache__"}
+    return not inner <= nested
 
 
 def expected(stage: dict) -> list[str]:

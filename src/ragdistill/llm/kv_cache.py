@@ -1,34 +1,41 @@
-"""A KV cache of preallocated slots, and attention of a flat batch of tokens over it.
+"""A paged KV cache, and attention of a flat batch of tokens over it.
 
 One step of the engine is a flat list of tokens of several conversations: conversations that decode bring one token
 each, others a chunk of their prompt. Linear layers see one matrix; only attention looks at whose token is whose.
-Query heads that share a key head are folded into the query length, so keys are read once and never repeated. Keys
-are stored transposed, because a batched product with a strided transposed operand is copied first (4x slower).
+Decoding multiplies whole blocks of the pool in place, each with its owner's query: no copy, no padding to the longest
+conversation. Query heads that share a key head are folded into the query length, so keys are read once.
 This module knows no model class and no text.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
-LENGTH_BUCKET = 64
-"""Context lengths are rounded up to this, so that kernels are compiled for few shapes."""
-GROWTH = 512
-"""Tokens by which all slots grow at once."""
-_ROW_PADDING = 32
-"""Keeps the row stride off powers of two, where rows fall into the same cache sets."""
-_GROUP_COST = 256
-"""What one more decode group costs, in tokens of context read (call overhead; measured)."""
+from ragdistill.errors import EnvironmentFault
+
+BLOCK = 128
+"""Tokens of one block; products of this size run at full speed and waste half a block per conversation."""
+_SPARSE = 0.5
+"""Below this share of blocks in use by the step, copying those out is cheaper than computing all."""
+
+
+@dataclass(slots=True)
+class Blocks:
+    """The blocks of one conversation, in order; block i holds positions i x BLOCK onwards."""
+
+    ids: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`count` tokens of the conversation in `slot`, the first at position `start`."""
+    """`count` tokens of a conversation, the first at position `start`."""
 
-    slot: int
+    blocks: Blocks
     start: int
     count: int
 
@@ -39,165 +46,160 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
-    """Decoding rows `first:last` of the step, attending over neighbouring slots `low:high` in one product."""
+class _Decode:
+    """Rows `0:rows` of the step decode over the blocks `selected` of the pool."""
 
-    first: int
-    last: int
-    low: int
-    high: int
-    length: int
-    spread: torch.Tensor | None
-    """Row (of this group) to compute for each slot; None when every slot has its row."""
-    gather: torch.Tensor | None
-    """Slot (of this group) of each row."""
+    rows: int
+    selected: slice | torch.Tensor
+    owner: torch.Tensor
+    """Row whose query each selected block gets; row 0 for blocks of nobody."""
+    table: torch.Tensor
+    """(rows, most blocks): which selected block; 0 where a row has fewer."""
+    inverse: torch.Tensor
+    """Where in the flattened table each selected block stands; 0 for blocks of nobody."""
+    sum_up: torch.Tensor
+    """(rows, selected), one where the block belongs to the row."""
     mask: torch.Tensor
-    """(slots x key heads, 1, length), 0 or -inf."""
+    """(rows, 1, most blocks x BLOCK), 0 or -inf."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Prefill:
     first: int
     last: int
-    slot: int
-    length: int
+    blocks: torch.Tensor
     mask: torch.Tensor
-    """(query heads per key head x tokens, length), 0 or -inf: causal."""
+    """(query heads per key head x tokens, blocks x BLOCK), 0 or -inf: causal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Everything about one step that all layers share."""
 
-    slots: torch.Tensor
+    blocks: torch.Tensor
+    offsets: torch.Tensor
     positions: torch.Tensor
-    groups: tuple[_Group, ...]
+    decode: _Decode | None
     prefills: tuple[_Prefill, ...]
 
 
-def split_groups(slots: Sequence[int], lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Cut decoding rows (ascending slots) into runs so that the context read in vain is least.
+class PagedCache:
+    """Keys and values of all layers in blocks; memory is touched only as blocks come into use."""
 
-    A run reads (slots spanned) x (longest length); dynamic programming over the cut points.
-    """
-    best: list[tuple[int, int]] = [(0, 0)]
-    for end in range(1, len(slots) + 1):
-        longest, options = 0, []
-        for begin in range(end - 1, -1, -1):
-            longest = max(longest, lengths[begin])
-            cost = (slots[end - 1] - slots[begin] + 1) * longest + _GROUP_COST
-            options.append((best[begin][0] + cost, begin))
-        best.append(min(options))
-    runs, end = [], len(slots)
-    while end:
-        runs.append((best[end][1], end))
-        end = best[end][1]
-    return runs[::-1]
+    def __init__(self, layers: int, blocks: int, kv_heads: int, query_heads: int, head_dim: int, dtype: torch.dtype):
+        self._kv, self._group, self._dim, self._dtype = kv_heads, query_heads // kv_heads, head_dim, dtype
+        # block 0 takes the padding tokens; the lowest free block is used first, so that those in use lie together
+        self._free = list(range(1, blocks + 1))
+        self._total = blocks + 1
+        self._keys = [_lazy_zeros((blocks + 1, kv_heads, BLOCK, head_dim), dtype) for _ in range(layers)]
+        self._values = [_lazy_zeros((blocks + 1, kv_heads, head_dim, BLOCK), dtype) for _ in range(layers)]
 
+    def resize(self, blocks: Blocks, length: int) -> None:
+        """Give a conversation the blocks for `length` tokens, taking or freeing as needed."""
+        wanted = -(-length // BLOCK)
+        while len(blocks.ids) > wanted:
+            heapq.heappush(self._free, blocks.ids.pop())
+        while len(blocks.ids) < wanted:
+            if not self._free:
+                raise EnvironmentFault("The KV cache has no free block; lower `model.concurrency` or the context.")
+            blocks.ids.append(heapq.heappop(self._free))
 
-class SlotCache:
-    """Keys and values of all layers for a fixed number of slots; it grows in length only."""
+    def plan(self, chunks: Sequence[Chunk], padded: int, exact: bool = False) -> Plan:
+        """Lay out a step of `padded` flat tokens: `chunks`, those with a single token first.
 
-    def __init__(self, layers: int, slots: int, kv_heads: int, query_heads: int, head_dim: int, dtype: torch.dtype):
-        self._slots, self._kv, self._group, self._dim = slots, kv_heads, query_heads // kv_heads, head_dim
-        self._dtype = dtype
-        self._capacity = 0
-        empty = torch.empty(0)
-        self._keys, self._values = [empty] * layers, [empty] * layers
-
-    def reserve(self, length: int) -> None:
-        """Make room for contexts of `length` tokens."""
-        if length <= self._capacity:
-            return
-        old, self._capacity = self._capacity, -(-length // GROWTH) * GROWTH
-        slots = self._slots + 1  # the last one takes the padding tokens
-        for layer in range(len(self._keys)):
-            # zeros, not empty: masked positions are multiplied by 0, and 0 x NaN is NaN
-            keys = torch.zeros(slots, self._kv, self._dim, self._capacity + _ROW_PADDING, dtype=self._dtype)
-            values = torch.zeros(slots, self._kv, self._capacity + _ROW_PADDING, self._dim, dtype=self._dtype)
-            if old:
-                keys[..., :old], values[:, :, :old] = self._keys[layer][..., :old], self._values[layer][:, :, :old]
-            self._keys[layer], self._values[layer] = keys, values
-
-    def plan(self, chunks: Sequence[Chunk], padded: int) -> Plan:
-        """Lay out a step: `chunks` with single tokens first, ascending by slot; `padded` flat tokens in all."""
-        slots = [c.slot for c in chunks for _ in range(c.count)]
+        With `exact`, shapes depend on the given chunks only and not on which blocks they happen to have.
+        """
         positions = [p for c in chunks for p in range(c.start, c.length)]
-        fill = padded - len(slots)
-        self.reserve(_bucket(max(c.length for c in chunks)))
+        blocks = [c.blocks.ids[p // BLOCK] for c in chunks for p in range(c.start, c.length)]
+        fill = [0] * (padded - len(positions))
         single = [c for c in chunks if c.count == 1]
-        runs = split_groups([c.slot for c in single], [_bucket(c.length) for c in single])
         prefills, first = [], len(single)
         for chunk in chunks[len(single) :]:
-            prefills.append(self._prefill(chunk, first))
+            prefills.append(self._plan_prefill(chunk, first))
             first += chunk.count
+        flat = torch.tensor(positions + fill)
         return Plan(
-            slots=torch.tensor(slots + [self._slots] * fill),
-            positions=torch.tensor(positions + [0] * fill),
-            groups=tuple(self._decode_group(single[a:b], a) for a, b in runs),
+            blocks=torch.tensor(blocks + fill),
+            offsets=flat % BLOCK,
+            positions=flat,
+            decode=self._plan_decode(single, exact) if single else None,
             prefills=tuple(prefills),
         )
 
-    def _decode_group(self, chunks: Sequence[Chunk], first: int) -> _Group:
-        low, high = chunks[0].slot, chunks[-1].slot + 1
-        length = _bucket(max(c.length for c in chunks))
-        rows = torch.zeros(high - low, dtype=torch.long)
-        gather = torch.tensor([c.slot - low for c in chunks])
-        rows[gather] = torch.arange(len(chunks))
-        lengths = torch.tensor([c.length for c in chunks])[rows]
-        mask = _mask(torch.arange(length) < lengths[:, None], self._dtype)
-        dense = high - low == len(chunks)
-        return _Group(
-            first=first, last=first + len(chunks), low=low, high=high, length=length,
-            spread=None if dense else rows, gather=None if dense else gather,
-            mask=mask.repeat_interleave(self._kv, 0)[:, None],
-        )  # fmt: skip
+    def _plan_decode(self, chunks: Sequence[Chunk], exact: bool) -> _Decode:
+        own = [c.blocks.ids[: -(-c.length // BLOCK)] for c in chunks]
+        high = max(map(max, own)) + 1
+        used = sum(map(len, own))
+        sparse = exact or used < _SPARSE * high
+        place = {b: i for i, b in enumerate(b for row in own for b in row)} if sparse else None
+        count, most = used if sparse else high, max(map(len, own))
+        owner, inverse = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        table = np.zeros((len(own), most), np.int64)
+        sum_up = np.zeros((len(own), count), np.float32)
+        for row, ids in enumerate(own):
+            at = [place[b] for b in ids] if place else ids
+            owner[at], inverse[at] = row, row * most + np.arange(len(ids))
+            table[row, : len(ids)], sum_up[row, at] = at, 1.0
+        lengths = torch.tensor([c.length for c in chunks])
+        return _Decode(
+            rows=len(own),
+            selected=torch.tensor(list(place)) if place else slice(0, high),
+            owner=torch.from_numpy(owner),
+            table=torch.from_numpy(table),
+            inverse=torch.from_numpy(inverse),
+            sum_up=torch.from_numpy(sum_up).to(self._dtype),
+            mask=_mask(torch.arange(most * BLOCK) < lengths[:, None], self._dtype)[:, None],
+        )
 
-    def _prefill(self, chunk: Chunk, first: int) -> _Prefill:
-        length = _bucket(chunk.length)
-        seen = torch.arange(length) <= torch.arange(chunk.start, chunk.length)[:, None]
+    def _plan_prefill(self, chunk: Chunk, first: int) -> _Prefill:
+        ids = chunk.blocks.ids[: -(-chunk.length // BLOCK)]
+        seen = torch.arange(len(ids) * BLOCK) <= torch.arange(chunk.start, chunk.length)[:, None]
         mask = _mask(seen, self._dtype).repeat(self._group, 1)
-        return _Prefill(first=first, last=first + chunk.count, slot=chunk.slot, length=length, mask=mask)
+        return _Prefill(first=first, last=first + chunk.count, blocks=torch.tensor(ids), mask=mask)
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, scale: float
     ) -> torch.Tensor:
         """Store the tokens' keys and values and attend. q (tokens, heads, dim), k and v (tokens, kv heads, dim)."""
         keys, values = self._keys[layer], self._values[layer]
-        keys.permute(0, 3, 1, 2).index_put_((plan.slots, plan.positions), k)
-        values.transpose(1, 2).index_put_((plan.slots, plan.positions), v)
+        keys.transpose(1, 2).index_put_((plan.blocks, plan.offsets), k)
+        values.permute(0, 3, 1, 2).index_put_((plan.blocks, plan.offsets), v)
+        q = q * scale
         out = torch.zeros_like(q, memory_format=torch.contiguous_format)
-        for group in plan.groups:
-            out[group.first : group.last] = self._attend_group(group, q, keys, values, scale)
+        if plan.decode is not None:
+            out[: plan.decode.rows] = self._decode(plan.decode, q, keys, values)
         for part in plan.prefills:
-            out[part.first : part.last] = self._attend_prefill(part, q, keys, values, scale)
+            out[part.first : part.last] = self._prefill(part, q, keys, values)
         return out
 
-    def _attend_group(
-        self, g: _Group, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        rows = q[g.first : g.last]
-        if g.spread is not None:
-            rows = rows[g.spread]
-        folded = rows.reshape(-1, self._group, self._dim)
-        scores = torch.baddbmm(g.mask, folded, keys[g.low : g.high].flatten(0, 1)[:, :, : g.length], alpha=scale)
-        out = torch.bmm(torch.softmax(scores, -1), values[g.low : g.high].flatten(0, 1)[:, : g.length])
-        out = out.view(g.high - g.low, -1, self._dim)
-        return out if g.gather is None else out[g.gather]
+    def _decode(self, d: _Decode, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        keys, values = keys[d.selected].flatten(0, 1), values[d.selected].flatten(0, 1)
+        count, heads = len(d.owner), self._kv * self._group
+        queries = q[: d.rows][d.owner].view(count * self._kv, self._group, self._dim)
+        scores = torch.bmm(queries, keys.transpose(1, 2)).view(count, heads, BLOCK)
+        rows = scores[d.table].transpose(1, 2).reshape(d.rows, heads, -1).add_(d.mask)
+        rows = torch.softmax(rows, -1).view(d.rows, heads, -1, BLOCK).transpose(1, 2).reshape(-1, heads, BLOCK)
+        weights = rows[d.inverse].view(count * self._kv, self._group, BLOCK)
+        parts = torch.bmm(weights, values.transpose(1, 2)).view(count, -1)
+        return (d.sum_up @ parts).view(d.rows, heads, self._dim)
 
-    def _attend_prefill(
-        self, p: _Prefill, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        tokens = p.last - p.first
+    def _prefill(self, p: _Prefill, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         folded = q[p.first : p.last].transpose(0, 1).reshape(self._kv, -1, self._dim)
-        scores = torch.baddbmm(p.mask, folded, keys[p.slot, :, :, : p.length], alpha=scale)
-        out = torch.bmm(torch.softmax(scores, -1), values[p.slot, :, : p.length])
-        return out.view(-1, tokens, self._dim).transpose(0, 1)
-
-
-def _bucket(length: int) -> int:
-    return -(-length // LENGTH_BUCKET) * LENGTH_BUCKET
+        context = keys[p.blocks].transpose(0, 1).reshape(self._kv, -1, self._dim)
+        scores = torch.bmm(folded, context.transpose(1, 2)).add_(p.mask)
+        content = values[p.blocks].permute(1, 2, 0, 3).reshape(self._kv, self._dim, -1)
+        out = torch.bmm(torch.softmax(scores, -1), content.transpose(1, 2))
+        return out.view(-1, p.last - p.first, self._dim).transpose(0, 1)
 
 
 def _mask(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
+
+
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros whose pages the system provides on first use (numpy callocs, torch writes).
+
+    Zeros and not whatever was there: masked positions are multiplied by 0, and 0 x NaN is NaN.
+    """
+    bits = {2: np.int16, 4: np.int32}[dtype.itemsize]
+    return torch.from_numpy(np.zeros(shape, bits)).view(dtype)

@@ -25,7 +25,7 @@ cpu_env.apply()
 
 import torch  # noqa: E402  (the environment above is read when torch is loaded)
 
-from ragdistill.llm.kv_cache import Chunk  # noqa: E402
+from ragdistill.llm.kv_cache import BLOCK, Blocks, Chunk  # noqa: E402
 from ragdistill.llm.runner import HuggingFaceRunner  # noqa: E402
 from ragdistill.llm.sampling import next_tokens  # noqa: E402
 from ragdistill.llm.weights import adapter_fingerprint, load_merged, model_fingerprint  # noqa: E402
@@ -90,12 +90,13 @@ class LocalEngine:
         model = load_merged(model_dir, adapter, _DTYPES[name])
         self._format = ChatFormat(load_tokenizer(model_dir))
         self._context = min(max_context, int(getattr(model.config, "max_position_embeddings", max_context)))
-        self._runner = HuggingFaceRunner(model, max_batch)
+        self._runner = HuggingFaceRunner(model, max_batch * (self._context + BLOCK))
         kind = ["reference" if reference else "batched", name, str(ENGINE_VERSION), str(self._context)]
         parts = [model_fingerprint(model_dir), adapter_fingerprint(adapter) if adapter else ""]
         self._fingerprint = digest("local", *parts, *kind)
         self._together = 1 if reference else max_batch
         self._table = SlotTable(max_batch)
+        self._blocks = [Blocks() for _ in range(max_batch)]
         self._waiting: list[_Call] = []
         self._running: list[tuple[_Call, Slot]] = []
         self._inbox: queue.SimpleQueue[_Call | str | None] = queue.SimpleQueue()
@@ -149,11 +150,16 @@ class LocalEngine:
             if item is None:
                 return False
             if isinstance(item, str):
-                self._table.forget(item)
+                self._return_blocks(self._table.forget(item))
             else:
                 self._waiting.append(item)
                 idle = False
         return True
+
+    def _return_blocks(self, slot: Slot | None) -> None:
+        """Free the cache of a slot that keeps nothing, so that the blocks in use stay close together."""
+        if slot is not None and not slot.busy and not slot.owner:
+            self._runner.cache.resize(self._blocks[slot.index], 0)
 
     def _admit(self) -> None:
         """Start waiting calls, first come first served, as far as slots go."""
@@ -177,7 +183,9 @@ class LocalEngine:
             count = min(pending, CHUNK, budget)
             if count > 0:
                 budget -= count
-                work.append((call, slot, Chunk(slot.index, len(slot.tokens), count), pending == count))
+                blocks = self._blocks[slot.index]
+                self._runner.cache.resize(blocks, len(slot.tokens) + count)
+                work.append((call, slot, Chunk(blocks, len(slot.tokens), count), pending == count))
         if not work:
             return
         work.sort(key=lambda w: (w[2].count > 1, w[1].index))
@@ -199,7 +207,7 @@ class LocalEngine:
     def _forward(self, ids: list[int], chunks: list[Chunk], ends: list[int]) -> torch.Tensor:
         padded = _padded(len(ids)) if self._together > 1 else len(ids)
         with torch.inference_mode():
-            plan = self._runner.cache.plan(chunks, padded)
+            plan = self._runner.cache.plan(chunks, padded, exact=self._together == 1)
             flat = torch.tensor(ids + [0] * (padded - len(ids)))
             return self._runner.step(flat, plan, torch.tensor(ends or [0]))
 
@@ -221,6 +229,7 @@ class LocalEngine:
     def _finish(self, call: _Call, slot: Slot, text: str, finish: str) -> None:
         self._running = [(c, s) for c, s in self._running if c is not call]
         self._table.release(slot)
+        self._return_blocks(slot)
         prompt, completion = len(call.prompt), len(call.generated)
         computed = prompt - call.reused + completion
         usage = Usage(prompt_tokens=prompt, completion_tokens=completion, computed_tokens=computed)

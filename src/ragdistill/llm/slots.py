@@ -1,4 +1,4 @@
-"""Which conversation owns which KV slot, and which of its tokens are already there.
+"""Which conversation owns which slot of the engine, and which of its tokens are already in the KV cache.
 
 Pure bookkeeping: this module knows no tensors. A slot remembers the exact ids whose keys and values it holds; the
 next prompt of the conversation reuses the longest common prefix of those, and everything after it is computed anew.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Slot:
-    """One row of the KV cache."""
+    """Room for one conversation."""
 
     index: int
     owner: str = ""
@@ -67,14 +67,15 @@ class SlotTable:
         if not slot.owner:
             slot.tokens = []
 
-    def forget(self, conversation: str) -> None:
-        """Free the conversation's slot; a running call finishes first and then keeps nothing."""
+    def forget(self, conversation: str) -> Slot | None:
+        """Free the conversation's slot and return it; a running call finishes first and then keeps nothing."""
         slot = self._find(conversation)
         if slot is None:
-            return
+            return None
         slot.owner = ""
         if not slot.busy:
             slot.tokens = []
+        return slot
 
     def clear(self) -> None:
         """Free everything (after a failed step the cache's content is unknown)."""
