@@ -94,6 +94,7 @@ def expected(stage: dict) -> list[str]:
 
 
 def main() -> int:
+    """Compare, and with `--write` mend; 1 when something is wrong and was not mended."""
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 120

@@ -6,8 +6,8 @@ of (messages, sampling, model name) like a model is.
 
 from __future__ import annotations
 
-import random
 import re
+import zlib
 from collections.abc import Sequence
 
 from ragdistill.envs.alfworld.demonstrator import Demonstrator, Need
@@ -23,7 +23,7 @@ def play(messages: Sequence[Message], sampling: Sampling, name: str) -> str:
     if name == "raw":
         return "I am a helpful assistant."
     opening = messages[1].content
-    player = Demonstrator(need_of(opening, knows=name.startswith(("distilled", "sft")), sampling=sampling), {})
+    player = Demonstrator(need_of(opening, knows=name.startswith("distilled")), {})
     for message in messages[1:]:
         if message.role == "user":
             text = message.content.split("\n\nHints")[0]
@@ -31,7 +31,7 @@ def play(messages: Sequence[Message], sampling: Sampling, name: str) -> str:
     return f"Thought: {thought}\nAction: {action}"
 
 
-def need_of(opening: str, knows: bool, sampling: Sampling) -> Need:
+def need_of(opening: str, knows: bool) -> Need:
     goal = re.search(r"Your task is to: (.*?)\.?(?:\n|$)", opening)
     assert goal
     sentence = goal.group(1)
@@ -40,9 +40,10 @@ def need_of(opening: str, knows: bool, sampling: Sampling) -> Need:
     found = words.groupdict()
     if kind == LOOK:
         told = knows or "use {" in opening
-        others = random.Random(sampling.seed % 7).sample(["ring", "rub", "tap", "use"], 4)
+        lucky = zlib.crc32(opening.encode()) % 2
+        verbs = ("ring", "rub", "use") if lucky else ("ring", "rub")
         return Need(object=found["obj"], target="", property="lit", verb="use", tool=found["toggle"], told=told,
-                    verbs=tuple(others))  # fmt: skip
+                    verbs=verbs)  # fmt: skip
     rule = next(((p, *RULES[p]) for p in RULES if p in sentence.split() or RULES[p][0] in sentence.split()), None)
     if rule is None:
         return Need(object=found["obj"], target=found["recep"], count=2 if kind == TWO else 1)

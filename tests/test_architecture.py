@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -20,7 +21,7 @@ LAYERS = (
     {"errors", "records", "params"},
     {"journal", "stats"},
     {"envs", "agents", "llm"},
-    {"rollout", "hints", "training", "strip", "coldstart", "contamination", "report", "registry", "doctor"},
+    {"rollout", "hints", "training", "strip", "contamination", "report", "registry", "doctor"},
     {"stages"},
     {"commands"},
     {"cli"},
@@ -88,6 +89,13 @@ def imports(path: Path, *, everywhere: bool = True) -> list[tuple[int, str]]:
     return found
 
 
+def test_every_data_file_of_the_package_is_shipped() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["ragdistill"]
+    data = [p for p in PACKAGE.rglob("*") if p.is_file() and p.suffix not in {".py", ".pyc"}]
+    assert {p.suffix for p in data} >= {".json", ".j2", ".css"}
+    assert not [name(p) for p in data if p.suffix not in {Path(pattern).suffix for pattern in patterns}]
+
+
 def inner_imports(path: Path) -> list[tuple[int, str]]:
     """Imports of this package's rooms: (line, room)."""
     dotted = [(line, what.split(".")) for line, what in imports(path)]
@@ -104,8 +112,9 @@ def code_rooms() -> list[Path]:
 
 def test_every_room_has_its_place_in_the_layers() -> None:
     known = set().union(*LAYERS)
-    strange = sorted({room(path) for path in code_rooms()} - known)
-    assert not strange, f"give these rooms a layer in {Path(__file__).name}: {strange}"
+    rooms = {room(path) for path in code_rooms()}
+    assert not rooms - known, f"give these rooms a layer in {Path(__file__).name}: {sorted(rooms - known)}"
+    assert not known - rooms, f"these rooms are gone, drop their layer: {sorted(known - rooms)}"
 
 
 def test_imports_flow_one_way() -> None:
@@ -121,13 +130,15 @@ def test_imports_flow_one_way() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def has_main(path: Path) -> bool:
-    """Whether a module can be run as a stage; the other modules of the room are what stages share."""
-    return any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree(path).body)
+def runs_as_stage(path: Path) -> bool:
+    """Whether a module can be run; the other modules of the room (`common`, `playing`) are what stages share."""
+    guards = [ast.unparse(node.test) for node in tree(path).body if isinstance(node, ast.If)]
+    return "__name__ == '__main__'" in guards
 
 
 def test_no_stage_imports_another_stage() -> None:
-    stages = {m for m, path in MODULES.items() if m.startswith("ragdistill.stages.") and has_main(path)}
+    stages = {m for m, path in MODULES.items() if m.startswith("ragdistill.stages.") and runs_as_stage(path)}
+    assert len(stages) > 5, "the stages are not recognised any more"
     wrong = [
         f"{name(path)}:{line} imports {target}"
         for path in FILES

@@ -50,6 +50,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(where: Path, *args: str, **extra: str) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "RAGDISTILL_"))} | extra
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    env.setdefault("PYTHONPATH", "src")
     return subprocess.run([sys.executable, *args], cwd=where, env=env, capture_output=True, text=True, check=False)
 
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ragdistill.agents.hint_block import render_hints
 from ragdistill.errors import ConfigError, DataError, EmptyResultError
 from ragdistill.hints.bank import Bank, build_bank, hints_of, load_bank, save_bank
 from ragdistill.hints.mine import mine
 from ragdistill.hints.phrases import contrast_text
-from ragdistill.agents.hint_block import render_hints
 from ragdistill.hints.retrieve import bank_key, retrieve, retriever
 from ragdistill.hints.safety import refusal
 from ragdistill.hints.templates import entity_names, fill, lift, normalise, roles_of

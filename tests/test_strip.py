@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragdistill.errors import DataError, EmptyResultError
 from ragdistill.agents.hint_block import HEADER, render_hints
+from ragdistill.errors import DataError, EmptyResultError
 from ragdistill.params import StripParams
 from ragdistill.records import Message, SftExample, Step, StopReason, Trajectory
 from ragdistill.strip import assert_hint_free, refers_to_hint, strip

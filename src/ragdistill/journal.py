@@ -46,7 +46,7 @@ class Journal(Generic[R]):
             return msgspec.json.decode(self._path(key).read_bytes(), type=self.cls)
         except FileNotFoundError:
             return None
-        except (msgspec.DecodeError, msgspec.ValidationError):
+        except msgspec.DecodeError:
             self.damaged += 1
             return None
 

@@ -23,10 +23,10 @@ NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0.0)]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all sections."""
+    """Base of all sections; each says `frozen=True` again, for type checkers."""
 
 
-class EnvParams(Section):
+class EnvParams(Section, frozen=True):
     name: str
     max_steps: Positive
     workers: Positive
@@ -34,15 +34,15 @@ class EnvParams(Section):
     step_timeout: PositiveFloat
 
 
-class AgentParams(Section):
+class AgentParams(Section, frozen=True):
     name: str
     context_tokens: Positive
     max_reply_tokens: Positive
-    loop_limit: Positive
+    loop_limit: Annotated[int, msgspec.Meta(ge=2)]
     no_action_limit: Positive
 
 
-class ModelParams(Section):
+class ModelParams(Section, frozen=True):
     base: str
     teacher: str | None
     engine: Literal["auto", "batched", "reference", "scripted"]
@@ -51,7 +51,7 @@ class ModelParams(Section):
     concurrency: Positive
 
 
-class TasksParams(Section):
+class TasksParams(Section, frozen=True):
     source: Literal["generated", "official"]
     train: Positive
     dev: NonNegative
@@ -59,7 +59,7 @@ class TasksParams(Section):
     eval_split: str
 
 
-class LoraParams(Section):
+class LoraParams(Section, frozen=True):
     r: Positive
     alpha: Positive
     dropout: Share
@@ -71,7 +71,7 @@ class LoraParams(Section):
     max_tokens: Positive
 
 
-class ColdstartParams(Section):
+class ColdstartParams(Section, frozen=True):
     enabled: bool
     demos: Positive
     plain: Share
@@ -80,13 +80,13 @@ class ColdstartParams(Section):
     lora: LoraParams
 
 
-class RolloutsParams(Section):
+class RolloutsParams(Section, frozen=True):
     attempts: Positive
     temperature: NonNegativeFloat
     record_admissible: bool
 
 
-class HintsParams(Section):
+class HintsParams(Section, frozen=True):
     extractor: Literal["offline"]
     kinds: tuple[Literal["contrast", "precondition", "redundancy", "affordance"], ...]
     k: NonNegative
@@ -96,20 +96,20 @@ class HintsParams(Section):
     per_bucket: Positive
 
 
-class TeachParams(Section):
+class TeachParams(Section, frozen=True):
     variants: tuple[Literal["hints", "retry", "random"], ...]
     tasks: Literal["all", "failures"]
     attempts: Positive
     temperature: NonNegativeFloat
 
 
-class StripParams(Section):
+class StripParams(Section, frozen=True):
     max_invalid: NonNegative | None
     on_hint_reference: Literal["drop_thought", "drop_trajectory"]
     per_task: Positive
 
 
-class SftParams(Section):
+class SftParams(Section, frozen=True):
     variants: tuple[Literal["sft", "distilled", "sft_retry", "distilled_random"], ...]
     seeds: tuple[int, ...]
     include_base_successes: bool
@@ -117,27 +117,27 @@ class SftParams(Section):
     lora: LoraParams
 
 
-class EvaluateParams(Section):
+class EvaluateParams(Section, frozen=True):
     policies: tuple[Literal["raw", "base", "rag", "rag_random", "rag_constant"], ...]
     temperature: NonNegativeFloat
     primary: tuple[str, ...]
 
 
-class ReportParams(Section):
+class ReportParams(Section, frozen=True):
     bootstrap: Positive
     confidence: Share
 
 
-class TrackParams(Section):
+class TrackParams(Section, frozen=True):
     experiment: str
     registered_model: str
 
 
-class PromoteParams(Section):
+class PromoteParams(Section, frozen=True):
     margin: NonNegativeFloat
 
 
-class Params(Section):
+class Params(Section, frozen=True):
     """All of `params.yaml`."""
 
     seed: int

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -21,21 +21,23 @@ from ragdistill.errors import DataError
 SCHEMA = 1
 """Version of all records below; bumped when a field changes its meaning."""
 
+Schema = Annotated[int, msgspec.Meta(ge=SCHEMA, le=SCHEMA)]  # a record of another schema is refused on reading
+
 Role = Literal["system", "user", "assistant"]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all records: frozen, strict; each subclass says `kw_only=True` (msgspec does not inherit it)."""
+    """Base of all records, strict. Say both flags again: msgspec does not inherit `kw_only`, pyright not `frozen`."""
 
 
-class Message(Record, kw_only=True):
+class Message(Record, frozen=True, kw_only=True):
     """One chat message; `content` is untrusted text and never holds control tokens with meaning."""
 
     role: Role
     content: str
 
 
-class Task(Record, kw_only=True):
+class Task(Record, frozen=True, kw_only=True):
     """One playable game or goal."""
 
     id: str
@@ -54,7 +56,7 @@ class Task(Record, kw_only=True):
     """Content hash of the game; the contamination check compares it."""
 
 
-class Observation(Record, kw_only=True):
+class Observation(Record, frozen=True, kw_only=True):
     """What the environment answers. Gymnasium-shaped: text, reward, done, info."""
 
     text: str
@@ -71,7 +73,7 @@ class Observation(Record, kw_only=True):
     """The engine's list of commands. Never rendered to a policy; recorded only for affordance mining."""
 
 
-class Usage(Record, kw_only=True):
+class Usage(Record, frozen=True, kw_only=True):
     """Token counts of one call or, summed, of one episode."""
 
     prompt_tokens: int = 0
@@ -112,7 +114,7 @@ class StopReason(StrEnum):
     """Engine, worker or endpoint failed. Never counted as the agent's failure; replayed by the next run."""
 
 
-class Step(Record, kw_only=True):
+class Step(Record, frozen=True, kw_only=True):
     """One turn: what the model said, what was played, what came back."""
 
     reply: str
@@ -127,7 +129,7 @@ class Step(Record, kw_only=True):
     """Filled only with `rollouts.record_admissible` (affordance mining)."""
 
 
-class Trajectory(Record, kw_only=True):
+class Trajectory(Record, frozen=True, kw_only=True):
     """One finished episode. Hints are a field, so that stripping them is *not rendering* it."""
 
     id: str
@@ -157,7 +159,7 @@ class Trajectory(Record, kw_only=True):
     """Fingerprint of the environment."""
     error: str = ""
     """Set for `infra_error` only."""
-    schema: int = SCHEMA
+    schema: Schema = SCHEMA
 
     @property
     def success(self) -> bool:
@@ -172,7 +174,7 @@ class Trajectory(Record, kw_only=True):
 HintKind = Literal["contrast", "precondition", "redundancy", "affordance", "llm", "manual"]
 
 
-class Hint(Record, kw_only=True):
+class Hint(Record, frozen=True, kw_only=True):
     """A compact, reusable, imperative sentence with `{placeholders}`, never an object's number."""
 
     id: str
@@ -187,10 +189,10 @@ class Hint(Record, kw_only=True):
     """Extractor's own strength, higher is better (contrast: success rate with − without the template)."""
     lift: float | None = None
     """Measured success with − without it on training tasks; None = not measured."""
-    schema: int = SCHEMA
+    schema: Schema = SCHEMA
 
 
-class SftExample(Record, kw_only=True):
+class SftExample(Record, frozen=True, kw_only=True):
     """A chat to learn from. It has no hint field, on purpose."""
 
     id: str
@@ -200,10 +202,10 @@ class SftExample(Record, kw_only=True):
     source: str
     """Policy that played it."""
     bucket: str
-    schema: int = SCHEMA
+    schema: Schema = SCHEMA
 
 
-class EvalEpisode(Record, kw_only=True):
+class EvalEpisode(Record, frozen=True, kw_only=True):
     """One row of the evaluation: a trajectory reduced to what statistics need."""
 
     policy: str
@@ -221,7 +223,7 @@ class EvalEpisode(Record, kw_only=True):
     tokens_completion: int
     seconds: float
     stop: StopReason
-    schema: int = SCHEMA
+    schema: Schema = SCHEMA
 
     @classmethod
     def of(cls, t: Trajectory, policy: str, seed: int) -> EvalEpisode:
@@ -270,9 +272,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file; `DataError` when it is missing or damaged."""
     try:
-        return msgspec.json.decode(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist; run the stage that writes it (`dvc repro`).") from None
+        return msgspec.json.decode(_read(path))
     except msgspec.DecodeError as e:
         raise DataError(f"{path} is not valid JSON ({e}); delete it and rerun its stage.") from None
 
@@ -284,14 +284,17 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> None:
 
 def read_jsonl(path: Path, cls: type[R]) -> list[R]:
     """Read records of type `cls`; `DataError` names the file, the line and the reason."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist; run the stage that writes it (`dvc repro`).") from None
     out: list[R] = []
-    for i, line in enumerate(lines, 1):
+    for i, line in enumerate(_read(path).splitlines(), 1):
         try:
             out.append(msgspec.json.decode(line, type=cls))
-        except (msgspec.DecodeError, msgspec.ValidationError) as e:
+        except msgspec.DecodeError as e:
             raise DataError(f"{path}:{i} is not a valid {cls.__name__}: {e}.") from None
     return out
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; run the stage that writes it (`dvc repro`).") from None

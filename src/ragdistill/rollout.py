@@ -17,7 +17,7 @@ from typing import Protocol
 import msgspec
 
 from ragdistill.agents import Agent
-from ragdistill.errors import EnvironmentFault
+from ragdistill.errors import EnvironmentFault, RagdistillError
 from ragdistill.journal import Journal
 from ragdistill.llm import ChatModel, Sampling
 from ragdistill.params import AgentParams
@@ -106,7 +106,10 @@ async def play_all(
     concurrency: int,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> list[Trajectory]:
-    """Play every (task, attempt); trajectories come back in the order of `jobs`."""
+    """Play every (task, attempt); trajectories come back in the order of `jobs`.
+
+    A designed error other than `EnvironmentFault` (a missing game, a wrong setting) stops all and is raised as itself.
+    """
     todo = list(jobs)
     progress = Progress(total=len(todo))
     gate = asyncio.Semaphore(concurrency)
@@ -126,8 +129,14 @@ async def play_all(
         on_progress(progress)
         return found
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(t, a)) for t, a in todo]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(t, a)) for t, a in todo]
+    except ExceptionGroup as failed:
+        designed, bugs = failed.split(RagdistillError)
+        if designed and not bugs:
+            raise designed.exceptions[0] from None
+        raise
     return [t.result() for t in tasks]
 
 
@@ -138,7 +147,8 @@ def _rename(t: Trajectory, policy: str) -> Trajectory:
 async def _play_with_retries(
     task: Task, attempt: int, key: str, setting: Setting, model: ChatModel, pool: Pool
 ) -> Trajectory:
-    for again in range(INFRA_RETRIES + 1):
+    again = 0
+    while True:
         episode = Episode(task, attempt, key, setting, conversation=f"{key}/{again}")
         try:
             async with pool.lease() as env:
@@ -147,9 +157,9 @@ async def _play_with_retries(
             episode.stop, episode.error = StopReason.INFRA_ERROR, str(e)
         finally:
             await model.forget(episode.conversation)
-        if episode.stop is not StopReason.INFRA_ERROR:
-            break
-    return episode.trajectory()
+        if episode.stop is not StopReason.INFRA_ERROR or again == INFRA_RETRIES:
+            return episode.trajectory()
+        again += 1
 
 
 class Episode:
@@ -246,14 +256,15 @@ def fit(chat: list[Message], budget: int, count: Callable[[Sequence[Message]], i
     """Drop the oldest turns, in blocks, until `chat` has at most `budget` tokens.
 
     System text, task and hints (everything before the first reply) and the newest observation are never dropped;
-    None when they alone are too long.
+    None when they (with the reply that led to it) alone are too long.
     """
     head = next((i for i, m in enumerate(chat) if m.role == "assistant"), len(chat))
+    older = max((len(chat) - head) // 2 - 1, 0)
     dropped = 0
     while count(fitted := chat[:head] + chat[head + 2 * dropped :]) > budget:
-        if head + 2 * dropped >= len(chat):
+        if dropped == older:
             return None
-        dropped += _DROP
+        dropped = min(dropped + _DROP, older)
     return fitted
 
 

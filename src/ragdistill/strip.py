@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from ragdistill.errors import DataError, EmptyResultError
 from ragdistill.agents.hint_block import HEADER
+from ragdistill.errors import DataError, EmptyResultError
 from ragdistill.hints.templates import (
     ENTITY,
     OBJECT,

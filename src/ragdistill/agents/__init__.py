@@ -14,7 +14,7 @@ from ragdistill.errors import ConfigError
 from ragdistill.records import Message, Record, Step
 
 
-class Parsed(Record, kw_only=True):
+class Parsed(Record, frozen=True, kw_only=True):
     """What one reply says. `action` is empty when there is none."""
 
     thought: str
@@ -37,7 +37,7 @@ class Agent(Protocol):
         ...
 
     def reply(self, thought: str, action: str) -> str:
-        """The text of a turn: `parse(reply(t, a)) == Parsed(t, a)` for single-line t and a."""
+        """The text of a turn: `parse(reply(t, a)) == Parsed(t, a)` for single-line t and an a that was parsed."""
         ...
 
 

@@ -42,7 +42,7 @@ class ReAct:
         match = _ACTION.search(reply)
         head = reply[: match.start()] if match else reply
         thought = _THOUGHT.search(head)
-        action = match.group(1).strip().strip("`\"'").rstrip(".").strip() if match else ""
+        action = match.group(1).strip().lstrip("`\"' ").rstrip("`\"'. ") if match else ""
         if len(action) > _MAX_ACTION:
             action = ""
         return Parsed(thought=thought.group(1).strip() if thought else "", action=action)

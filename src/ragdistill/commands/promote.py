@@ -7,6 +7,7 @@ answers for episodes that were already played with the same weights. A decision 
 from __future__ import annotations
 
 import getpass
+import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +41,7 @@ def promote(margin: float | None) -> int:
     found = compare(a, b, params.evaluate.primary, params.report)
     decision = registry.decide(found, margin, has_champion=rival == "champion")
     if decision.promote:
-        registry.promote(STORE, name, aliases.challenger, decision, getpass.getuser(), found)
+        registry.promote(STORE, name, aliases.challenger, decision, _who(), found)
     _record({"promote": decision.promote, "reason": decision.reason, "version": aliases.challenger})
     print(decision.reason)
     if decision.promote:
@@ -53,7 +54,7 @@ def rollback() -> int:
     from ragdistill import registry
 
     name = load_params().track.registered_model
-    version = registry.rollback(STORE, name, getpass.getuser())
+    version = registry.rollback(STORE, name, _who())
     _record({"rollback": True, "version": version})
     print(f"{name} version {version} is champion again.")
     return 0
@@ -78,8 +79,16 @@ def _fetch(name: str, alias: str) -> Path:
     return fresh.rename(kept)
 
 
+def _who() -> str:
+    """Login name of the person, or the number where the system has no name for it (containers)."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
 def _record(entry: dict[str, object]) -> None:
     LOG.parent.mkdir(parents=True, exist_ok=True)
-    line = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "by": getpass.getuser(), **entry}
+    line = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "by": _who(), **entry}
     with LOG.open("ab") as f:
         f.write(msgspec.json.encode(line) + b"\n")

@@ -21,15 +21,17 @@ PROFILE = Path("profiles/smoke.txt")
 
 def smoke(keep: bool) -> int:
     """Copy, override, `dvc repro`, print the table; returns DVC's exit status."""
-    copy = cache_dir("smoke")
+    if not PROFILE.is_file():
+        raise ConfigError(f"{PROFILE} does not exist; run `ragdistill smoke` from the project's root.")
+    copy = cache_dir("smoke").resolve()
     if not keep:
         shutil.rmtree(copy, ignore_errors=True)
     copy_project(copy)
     overrides = [line.split("#")[0].strip() for line in PROFILE.read_text().splitlines()]
-    env = {**os.environ, "RAGDISTILL_CACHE": str(cache_dir()), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "RAGDISTILL_CACHE": str(cache_dir().resolve()), "PATH": path}
     env.pop("DVC_ROOT", None)
     print(f"smoke, not evidence: the DAG of this project with {PROFILE} in {copy}", flush=True)
-    sys.stdout.flush()
     override(copy / "params.yaml", [o for o in overrides if o])
     done = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=copy, env=env, check=False)
     if done.returncode == 0:

@@ -29,7 +29,7 @@ class Env(Protocol):
     def close(self) -> None: ...
 
 
-class Turn(Record, kw_only=True):
+class Turn(Record, frozen=True, kw_only=True):
     """One demonstrated turn."""
 
     thought: str
@@ -37,7 +37,7 @@ class Turn(Record, kw_only=True):
     observation: str
 
 
-class Demo(Record, kw_only=True):
+class Demo(Record, frozen=True, kw_only=True):
     """One demonstration: what an agent could have seen, thought and done. Hints are shown to it, never spoken of."""
 
     task_id: str
@@ -45,6 +45,8 @@ class Demo(Record, kw_only=True):
     hints: tuple[str, ...]
     first_observation: str
     turns: tuple[Turn, ...]
+    won: bool
+    """False for a search that was cut off at its turn limit; kept, because long searches are part of the skill."""
 
 
 class Domain(Protocol):

@@ -32,7 +32,7 @@ RULE_WORDINGS = (
     "Carry {object} to {tool}, then {rule}.",
     "Do {rule} right after take {object}.",
 )
-"""`{rule}`/`{Rule}` is the command template, `{tool}` its tool in braces; `{object}` and `{target}` stay as they are."""
+"""`{rule}`, `{Rule}`: the command template. `{tool}`: its tool, in braces. `{object}`, `{target}`: stay as they are."""
 
 GENERIC = (
     "To take {{object}} from {{{a}}}, first open {{{a}}}.",

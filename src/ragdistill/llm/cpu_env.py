@@ -14,7 +14,9 @@ MALLOC_MMAP_THRESHOLD = 32 << 20
 """Bytes; glibc's largest. Fresh pages are slow to fault in, so tensors below this are reused, not unmapped."""
 MALLOC_TRIM_THRESHOLD = 512 << 20
 """Bytes of free heap kept for reuse. Bounded, since a heap that is never trimmed grew to 14 GB."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+MALLOC_ARENA_MAX = 1
+"""One heap: the engine's thread would get one of its own, made of 64 MB pieces that are unmapped when empty."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 def apply() -> None:
@@ -25,5 +27,6 @@ def apply() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return  # not glibc: only speed is lost
+    mallopt(_M_ARENA_MAX, MALLOC_ARENA_MAX)
     mallopt(_M_MMAP_THRESHOLD, MALLOC_MMAP_THRESHOLD)
     mallopt(_M_TRIM_THRESHOLD, MALLOC_TRIM_THRESHOLD)

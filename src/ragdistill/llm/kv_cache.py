@@ -20,6 +20,8 @@ from ragdistill.errors import EnvironmentFault
 
 BLOCK = 128
 """Tokens of one block; products of this size run at full speed and waste half a block per conversation."""
+_ROWS = 16
+"""Prompt chunks are rounded up to this, so that kernels are compiled for few shapes."""
 _SPARSE = 0.5
 """Below this share of blocks in use by the step, copying those out is cheaper than computing all."""
 
@@ -66,10 +68,12 @@ class _Decode:
 @dataclass(frozen=True, slots=True)
 class _Prefill:
     first: int
-    last: int
+    count: int
+    rows: int
+    """`count` rounded up: the rows after the chunk's own are computed too, for nothing."""
     blocks: torch.Tensor
     mask: torch.Tensor
-    """(query heads per key head x tokens, blocks x BLOCK), 0 or -inf: causal."""
+    """(query heads per key head x rows, blocks x BLOCK), 0 or -inf: causal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ class PagedCache:
 
     def resize(self, blocks: Blocks, length: int) -> None:
         """Give a conversation the blocks for `length` tokens, taking or freeing as needed."""
-        wanted = -(-length // BLOCK)
+        wanted = _round_up(length, BLOCK) // BLOCK
         while len(blocks.ids) > wanted:
             heapq.heappush(self._free, blocks.ids.pop())
         while len(blocks.ids) < wanted:
@@ -104,19 +108,19 @@ class PagedCache:
                 raise EnvironmentFault("The KV cache has no free block; lower `model.concurrency` or the context.")
             blocks.ids.append(heapq.heappop(self._free))
 
-    def plan(self, chunks: Sequence[Chunk], padded: int, exact: bool = False) -> Plan:
-        """Lay out a step of `padded` flat tokens: `chunks`, those with a single token first.
+    def plan(self, chunks: Sequence[Chunk], exact: bool = False) -> Plan:
+        """Lay out a step: `chunks`, those with a single token first, then padding up to a few round sizes.
 
         With `exact`, shapes depend on the given chunks only and not on which blocks they happen to have.
         """
         positions = [p for c in chunks for p in range(c.start, c.length)]
         blocks = [c.blocks.ids[p // BLOCK] for c in chunks for p in range(c.start, c.length)]
-        fill = [0] * (padded - len(positions))
         single = [c for c in chunks if c.count == 1]
         prefills, first = [], len(single)
         for chunk in chunks[len(single) :]:
             prefills.append(self._plan_prefill(chunk, first))
             first += chunk.count
+        fill = [0] * (_flat_size(first, chunks[-1]) - first)
         flat = torch.tensor(positions + fill)
         return Plan(
             blocks=torch.tensor(blocks + fill),
@@ -127,7 +131,7 @@ class PagedCache:
         )
 
     def _plan_decode(self, chunks: Sequence[Chunk], exact: bool) -> _Decode:
-        own = [c.blocks.ids[: -(-c.length // BLOCK)] for c in chunks]
+        own = [c.blocks.ids[: _round_up(c.length, BLOCK) // BLOCK] for c in chunks]
         high = max(map(max, own)) + 1
         used = sum(map(len, own))
         sparse = exact or used < _SPARSE * high
@@ -152,10 +156,10 @@ class PagedCache:
         )
 
     def _plan_prefill(self, chunk: Chunk, first: int) -> _Prefill:
-        ids = chunk.blocks.ids[: -(-chunk.length // BLOCK)]
-        seen = torch.arange(len(ids) * BLOCK) <= torch.arange(chunk.start, chunk.length)[:, None]
-        mask = _mask(seen, self._dtype).repeat(self._group, 1)
-        return _Prefill(first=first, last=first + chunk.count, blocks=torch.tensor(ids), mask=mask)
+        ids = chunk.blocks.ids[: _round_up(chunk.length, BLOCK) // BLOCK]
+        rows = torch.arange(chunk.start, chunk.start + _round_up(chunk.count, _ROWS))
+        mask = _mask(torch.arange(len(ids) * BLOCK) <= rows[:, None], self._dtype).repeat(self._group, 1)
+        return _Prefill(first=first, count=chunk.count, rows=len(rows), blocks=torch.tensor(ids), mask=mask)
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, scale: float
@@ -169,7 +173,7 @@ class PagedCache:
         if plan.decode is not None:
             out[: plan.decode.rows] = self._decode(plan.decode, q, keys, values)
         for part in plan.prefills:
-            out[part.first : part.last] = self._prefill(part, q, keys, values)
+            out[part.first : part.first + part.count] = self._prefill(part, q, keys, values)
         return out
 
     def _decode(self, d: _Decode, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -184,12 +188,23 @@ class PagedCache:
         return (d.sum_up @ parts).view(d.rows, heads, self._dim)
 
     def _prefill(self, p: _Prefill, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        folded = q[p.first : p.last].transpose(0, 1).reshape(self._kv, -1, self._dim)
+        folded = q[p.first : p.first + p.rows].transpose(0, 1).reshape(self._kv, -1, self._dim)
         context = keys[p.blocks].transpose(0, 1).reshape(self._kv, -1, self._dim)
         scores = torch.bmm(folded, context.transpose(1, 2)).add_(p.mask)
         content = values[p.blocks].permute(1, 2, 0, 3).reshape(self._kv, self._dim, -1)
         out = torch.bmm(torch.softmax(scores, -1), content.transpose(1, 2))
-        return out.view(-1, p.last - p.first, self._dim).transpose(0, 1)
+        return out.view(-1, p.rows, self._dim)[:, : p.count].transpose(0, 1)
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+def _flat_size(tokens: int, last: Chunk) -> int:
+    """Tokens of a step rounded up to few sizes, with room for the extra rows of its last chunk."""
+    if last.count > 1:
+        tokens += _round_up(last.count, _ROWS) - last.count
+    return _round_up(tokens, 8 if tokens <= 64 else 32 if tokens <= 256 else 128)
 
 
 def _mask(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -7,7 +7,6 @@ decodes with prompt chunks of those that have just come back from their environm
 from __future__ import annotations
 
 import asyncio
-import os
 import queue
 import threading
 from collections.abc import Sequence
@@ -134,6 +133,9 @@ class LocalEngine:
             self._thread.join()
 
     def _serve(self) -> None:
+        # attention weights of far tokens are denormal numbers, on which kernels are several times slower; set here,
+        # in the thread that computes, because its OpenMP workers inherit it
+        torch.set_flush_denormal(True)
         while self._receive():
             try:
                 self._admit()
@@ -205,10 +207,9 @@ class LocalEngine:
             self._extend(call, slot, token)
 
     def _forward(self, ids: list[int], chunks: list[Chunk], ends: list[int]) -> torch.Tensor:
-        padded = _padded(len(ids)) if self._together > 1 else len(ids)
         with torch.inference_mode():
-            plan = self._runner.cache.plan(chunks, padded, exact=self._together == 1)
-            flat = torch.tensor(ids + [0] * (padded - len(ids)))
+            plan = self._runner.cache.plan(chunks, exact=self._together == 1)
+            flat = torch.tensor(ids + [0] * (len(plan.positions) - len(ids)))
             return self._runner.step(flat, plan, torch.tensor(ends or [0]))
 
     def _extend(self, call: _Call, slot: Slot, token: int) -> None:
@@ -248,13 +249,3 @@ class LocalEngine:
             if not call.future.done():
                 call.future.set_exception(fault)
 
-
-def _padded(tokens: int) -> int:
-    """Flat tokens are padded to few sizes, so that kernels are compiled for few shapes."""
-    step = 8 if tokens <= 64 else 32 if tokens <= 256 else 128
-    return -(-tokens // step) * step
-
-
-def threads() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,6 +12,7 @@ import torch
 
 from ragdistill.errors import ConfigError
 from ragdistill.llm.kv_cache import BLOCK, PagedCache, Plan
+from ragdistill.llm.packed import pack_linears
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,6 +47,7 @@ class HuggingFaceRunner:
             raise ConfigError(f"The local engine cannot run {config.model_type} ({kinds}); serve it by an endpoint.")
         AttentionInterface.register(ATTENTION, paged_attention)
         model.set_attn_implementation(ATTENTION)
+        pack_linears(model)
         self._model: Any = model
         heads = config.num_attention_heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads

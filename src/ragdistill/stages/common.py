@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,7 @@ STORE = project_root() / "mlruns"
 def run_stage(name: str, body: Callable[[Params], str]) -> None:
     """Load params, time `body`, print its one line of what was done; a designed error exits 1 without a traceback."""
     started = time.monotonic()
+    quiet_libraries()
     try:
         done = body(load_params())
     except RagdistillError as e:
@@ -55,6 +57,14 @@ def run_stage(name: str, body: Callable[[Params], str]) -> None:
     seconds = round(time.monotonic() - started, 1)
     write_json(TIMING / f"{name}.json", {"stage": name, "seconds": seconds})
     print(f"{name}: {done} ({seconds:.0f} s)", flush=True)
+
+
+def quiet_libraries() -> None:
+    """Keep other people's progress bars and deprecations out of the log; call before they are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def read_timing() -> dict[str, float]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from ragdistill.contamination import check_disjoint
 from ragdistill.hints.bank import load_bank
-from ragdistill.hints.retrieve import bank_key, retriever
+from ragdistill.hints.retrieve import How, bank_key, retriever
 from ragdistill.params import Params
 from ragdistill.records import EvalEpisode, Task, read_jsonl, write_jsonl
 from ragdistill.stages.common import BANK, BASE, EVAL, RAW, STUDENTS, TASKS, item, run_stage
 from ragdistill.stages.playing import open_model, play, summary
 
-HOW = {"rag": "retrieved", "rag_random": "random", "rag_constant": "constant"}
+HOW: dict[str, How] = {"rag": "retrieved", "rag_random": "random", "rag_constant": "constant"}
 
 
 def body(params: Params, policy: str, seed: int) -> str:

@@ -6,13 +6,13 @@ hints: with k retrieved hints. retry: without, same budget (control). random: wi
 from __future__ import annotations
 
 from ragdistill.hints.bank import load_bank
-from ragdistill.hints.retrieve import bank_key, retriever
+from ragdistill.hints.retrieve import How, bank_key, retriever
 from ragdistill.params import Params
 from ragdistill.records import Task, Trajectory, read_jsonl, write_jsonl
 from ragdistill.stages.common import BANK, ROLLOUTS, TASKS, TEACH, item, run_stage
 from ragdistill.stages.playing import open_model, play, summary, teacher_dir
 
-HOW = {"hints": "retrieved", "random": "random"}
+HOW: dict[str, How] = {"hints": "retrieved", "random": "random"}
 
 
 def chosen(tasks: list[Task], rollouts: list[Trajectory], which: str) -> list[Task]:

@@ -2,8 +2,9 @@
 
 It knows the interface (search, open, take, move) and, when told, one house rule. Untold, it is a naive explorer: it
 tries the operation with one receptacle after the other, in number order type by type, or one verb after the other on
-a tool it can see, and gives up with the episode. It has no rule for cleaning, heating, cooling or lamps. Three lessons are built in: the search order is predictable (by likelihood, then number), each thought
-restates the whole need, and long searches are kept.
+a tool it can see, and gives up with the episode. It has no rule for cleaning, heating, cooling or lamps. Three
+lessons are built in: the search order is predictable (by likelihood, then number), each thought restates the whole
+need, and long searches are kept.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Demonstrator:
     def _read(self, text: str) -> None:
         self.stuck = False
         if not self.listing:
-            self.listing = [f"{t} {n}" for t, n in _ENTITY.findall(text.split("Your task is to")[0])]
+            self.listing = [f"{t} {n}" for t, n in _ENTITY.findall(text.split("Your task is to", maxsplit=1)[0])]
             return
         happened = "nothing happens" not in text.lower()
         verb, _, rest = self.last.partition(" ")
@@ -177,7 +178,8 @@ class Demonstrator:
         start = f"I have {self.holding}. I need {self._missing}."
         tool = next((t for t, r in self.tools.items() if r == self.at), "")
         if tool:
-            verb = self.need.verb if self.need.told else next(v for v in self.need.verbs if v not in self.tried)
+            left = [v for v in self.need.verbs if v not in self.tried] or self.need.verbs[-1:]
+            verb = self.need.verb if self.need.told else left[0]
             self.operation = f"{verb} {tool}"
             failed = f"Not {self.tried[-1]}. " if self.tried else ""
             return f"{failed}{start} {verb.capitalize()} {self.need.tool}.", self.operation

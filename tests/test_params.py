@@ -1,0 +1,112 @@
+"""Parameters: what is shipped loads, and every mistake is one sentence that names the key."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from ragdistill.errors import ConfigError
+from ragdistill.params import Params, Section, convert_params, load_params
+
+FILE = Path(__file__).resolve().parents[1] / "params.yaml"
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    """`params.yaml` with the dotted `key` set."""
+    raw = copy.deepcopy(yaml.safe_load(FILE.read_text()))
+    *parents, last = key.split(".")
+    section = raw
+    for name in parents:
+        section = section[name]
+    section[last] = value
+    return raw
+
+
+def test_the_shipped_parameters_load_and_lose_nothing() -> None:
+    assert msgspec.json.decode(msgspec.json.encode(load_params(FILE))) == yaml.safe_load(FILE.read_text())
+
+
+def test_every_parameter_says_why_at_the_end_of_its_line() -> None:
+    lines = [line for line in FILE.read_text().splitlines() if line.startswith(("  ", "seed", "label"))]
+    bare = [line for line in lines if "#" not in line and "lora:" not in line]
+    assert not bare
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("lable", "label"),
+        ("evn", "env"),
+        ("hints.dedupe", "dedup"),
+        ("agent.contexttokens", "context_tokens"),
+        ("sft.lora.dropot", "dropout"),
+        ("coldstart.lora.alhpa", "alpha"),
+    ],
+)
+def test_an_unknown_key_names_its_place_and_the_nearest_valid_one(key: str, near: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        convert_params(changed(key, 1))
+    assert f"`{key}`" in str(caught.value)
+    assert f"nearest valid key is `{near}`" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hints.k", "3"),
+        ("hints.k", 2.5),
+        ("hints.k", True),
+        ("hints.k", -1),
+        ("env.workers", 0),
+        ("env.step_timeout", 0),
+        ("coldstart.plain", 1.1),
+        ("report.confidence", -0.1),
+        ("sft.lora.lr", "1e-3"),
+        ("sft.lora.lr", 0),
+        ("sft.seeds", ["0"]),
+        ("model.engine", "vllm"),
+        ("teach.variants", ["hint"]),
+        ("agent.loop_limit", 1),
+        ("strip.max_invalid", -1),
+        ("label", None),
+    ],
+)
+def test_a_wrong_type_or_range_is_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        convert_params(changed(key, value), "params.yaml")
+    assert str(caught.value).startswith("params.yaml: ")
+    assert f"$.{key}" in str(caught.value)
+
+
+def test_null_is_a_value_only_where_it_means_something() -> None:
+    for key in ("model.teacher", "model.script", "strip.max_invalid"):
+        convert_params(changed(key, None))
+
+
+@pytest.mark.parametrize("section", Params.__struct_fields__)
+def test_a_missing_key_is_refused_by_name(section: str) -> None:
+    raw = yaml.safe_load(FILE.read_text())
+    del raw[section]
+    with pytest.raises(ConfigError, match=f"missing required field `{section}`"):
+        convert_params(raw)
+
+
+def test_unreadable_files_are_designed_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="project's root"):
+        load_params(tmp_path / "params.yaml")
+    for text in ("a: [1", "", "- 1\n", "\tseed: 1"):
+        (tmp_path / "params.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r"params\.yaml"):
+            load_params(tmp_path / "params.yaml")
+
+
+def test_parameters_cannot_be_changed_by_a_stage() -> None:
+    params = load_params(FILE)
+    with pytest.raises(AttributeError):
+        params.hints.k = 1  # pyright: ignore[reportAttributeAccessIssue]
+    assert all(s.__struct_config__.frozen for s in Section.__subclasses__())
