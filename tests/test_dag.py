@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,32 @@ def test_losing_every_output_replays_from_the_journal_without_playing(project: P
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("stage", [("rollouts",), ("teach", "hints")])
+def test_a_killed_stage_loses_and_repeats_no_finished_episode(project: Path, tmp_path: Path, stage: list[str]) -> None:
+    out = project / ("data/rollouts.jsonl" if len(stage) == 1 else "data/teach/hints.jsonl")
+    whole = read_jsonl(out, Trajectory)
+    journal = tmp_path / "cache"
+    shutil.copytree(project / ".cache/env", journal / "env")
+    module = [sys.executable, "-m", f"ragdistill.stages.{stage[0]}", *stage[1:]]
+    env = os.environ | {"PYTHONPATH": "src", "RAGDISTILL_CACHE": str(journal)}
+    victim = subprocess.Popen(module, cwd=project, env=env, start_new_session=True, stderr=subprocess.DEVNULL)
+    while len(list(journal.glob("journal/episodes/*/*.json"))) < len(whole) // 3:
+        assert victim.poll() is None, "it finished before it could be killed"
+        time.sleep(0.01)
+    os.killpg(victim.pid, signal.SIGKILL)
+    victim.wait()
+    kept = {p: p.stat().st_mtime_ns for p in journal.glob("journal/episodes/*/*.json")}
+    assert 0 < len(kept) < len(whole)
+    again = run(project, *module[1:], RAGDISTILL_CACHE=str(journal))
+    assert again.returncode == 0, again.stderr
+    assert all(p.stat().st_mtime_ns == at for p, at in kept.items())
+    assert f"({len(kept)} from the journal)" in again.stderr
+    replayed = read_jsonl(out, Trajectory)
+    assert [t.id for t in replayed] == [t.id for t in whole]
+    assert [t.steps for t in replayed] == [t.steps for t in whole]
+
+
+@pytest.mark.timeout(300)
 def test_promotion_needs_a_measured_gain_and_is_recorded(project: Path) -> None:
     refused = run(project, "-m", "ragdistill.cli", "promote", "--margin", "0.99")
     assert refused.returncode == 1
@@ -114,3 +142,34 @@ def test_contaminated_tasks_are_refused_by_the_stage(project: Path, tmp_path: Pa
     done = run(copy, "-m", "ragdistill.stages.hints", PYTHONPATH="src")
     assert done.returncode == 1
     assert "evaluation tasks occur in the rollouts" in done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_a_fresh_clone_pulls_what_was_pushed_and_has_nothing_to_rerun(project: Path, tmp_path: Path) -> None:
+    def git(where: Path, *args: str) -> None:
+        who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", *who, *args], cwd=where, check=True, capture_output=True)
+
+    remote = tmp_path / "remote"
+    assert run(project, "-m", "dvc", "remote", "modify", "local", "url", str(remote)).returncode == 0
+    assert run(project, "-m", "dvc", "push").returncode == 0
+    git(project, "add", "-A")
+    git(project, "commit", "-qm", "state")
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(project), str(clone))
+    pulled = run(clone, "-m", "dvc", "pull")
+    assert pulled.returncode == 0, pulled.stderr
+    assert (clone / "models/students/distilled-0/adapter_model.safetensors").exists()
+    status = run(clone, "-m", "dvc", "status")
+    changed = {line for line in status.stdout.splitlines() if line.endswith(":") and not line.startswith("\t")}
+    assert changed <= {"identity:", "track:"}, status.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_experiment_changes_one_parameter_and_leaves_the_workspace_s_challenger(project: Path) -> None:
+    done = run(project, "-m", "dvc", "exp", "run", "-n", "one-hint", "-S", "hints.k=1")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    shown = run(project, "-m", "dvc", "exp", "show", "--csv")
+    assert "one-hint" in shown.stdout
+    assert all(len(t.hints) <= 1 for t in read_jsonl(project / "data/teach/hints.jsonl", Trajectory))

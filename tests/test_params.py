@@ -110,3 +110,17 @@ def test_parameters_cannot_be_changed_by_a_stage() -> None:
     with pytest.raises(AttributeError):
         params.hints.k = 1  # pyright: ignore[reportAttributeAccessIssue]
     assert all(s.__struct_config__.frozen for s in Section.__subclasses__())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("sft.variants", ["sft", "sft_retry"], "teach.variants lacks"),
+        ("sft.seeds", [], "sft.seeds is empty"),
+        ("coldstart.plain", 0.9, "exceed 1"),
+        ("model.engine", "scripted", "set model.script"),
+    ],
+)
+def test_values_that_are_wrong_together_fail_before_anything_runs(key: str, value: object, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        convert_params(changed(key, value))

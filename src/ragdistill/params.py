@@ -172,9 +172,25 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 def convert_params(raw: Any, where: str = "params") -> Params:
     """Turn plain data into `Params`, strictly."""
     try:
-        return msgspec.convert(raw, Params)
+        params = msgspec.convert(raw, Params)
     except msgspec.ValidationError as e:
         raise ConfigError(f"{where}: {_explain(str(e))}") from None
+    for wrong, what in _contradictions(params):
+        if wrong:
+            raise ConfigError(f"{where}: {what}")
+    return params
+
+
+def _contradictions(p: Params) -> list[tuple[bool, str]]:
+    """Values that are valid alone and wrong together; found before hours are spent on them."""
+    lessons = {"distilled": "hints", "sft_retry": "retry", "distilled_random": "random"}
+    missing = [v for v in p.sft.variants if v in lessons and lessons[v] not in p.teach.variants]
+    return [
+        (bool(missing), f"sft.variants has {missing}, but teach.variants lacks what they learn from ({lessons})."),
+        (not p.sft.seeds, "sft.seeds is empty; give at least one training seed, e.g. [0]."),
+        (p.coldstart.plain + p.coldstart.hinted > 1.0, "coldstart.plain + coldstart.hinted exceed 1."),
+        (p.model.engine == "scripted" and not p.model.script, "model.engine is scripted; set model.script."),
+    ]
 
 
 def _explain(message: str) -> str:

@@ -6,7 +6,6 @@ import msgspec
 
 from ragdistill.agents import Agent, make_agent
 from ragdistill.contamination import check_unseen
-from ragdistill.errors import ConfigError
 from ragdistill.params import Params
 from ragdistill.records import Hint, Message, Step, Task, Trajectory, read_jsonl, write_json, write_jsonl
 from ragdistill.stages.common import BANK, ROLLOUTS, SFT, TASKS, TEACH, run_stage
@@ -36,8 +35,6 @@ def sources(params: Params, variant: str) -> list[Trajectory]:
     teach, rollouts = TAUGHT[variant], read_jsonl(ROLLOUTS, Trajectory)
     if teach is None:
         return rollouts
-    if teach not in params.teach.variants:
-        raise ConfigError(f"sft.variants has {variant}, which needs `{teach}` in teach.variants.")
     taught = read_jsonl(TEACH / f"{teach}.jsonl", Trajectory)
     keep_own = variant == "sft_retry" or params.sft.include_base_successes
     return taught + rollouts if keep_own else taught
