@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.llm_toys import QWEN_TEMPLATE, SMOL_TEMPLATE, toy_tokenizer
 from ragdistill.errors import ConfigError
 from ragdistill.llm.chat_format import ChatFormat
 from ragdistill.records import Message, Role
+from tests.llm_toys import QWEN_TEMPLATE, SMOL_TEMPLATE, toy_tokenizer
 
 CHAT: list[tuple[Role, str]] = [
     ("system", "You act in a house."),
@@ -81,8 +81,7 @@ def test_the_missing_system_turn_is_the_templates_own(fmt: ChatFormat) -> None:
         "",
         "{% for m in messages %}{{ m['content'] }}{% endfor %}",
         "{{ messages[-1]['content'] }}<|im_end|>",
-        "{{ messages | length }}"
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>{% endfor %}",
+        "{{ messages | length }}{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}",
     ],
     ids=["none", "no stop token", "drops turns", "rewrites the start"],
 )

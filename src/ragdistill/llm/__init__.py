@@ -8,7 +8,7 @@ from typing import Protocol
 from ragdistill.records import Message, Record, Usage
 
 
-class Sampling(Record, kw_only=True):
+class Sampling(Record, frozen=True, kw_only=True):
     """How one reply is drawn. `seed` makes a sampled reply a function of (messages, sampling)."""
 
     temperature: float = 0.0
@@ -19,7 +19,7 @@ class Sampling(Record, kw_only=True):
     stop: tuple[str, ...] = ()
 
 
-class Reply(Record, kw_only=True):
+class Reply(Record, frozen=True, kw_only=True):
     """One completion."""
 
     text: str

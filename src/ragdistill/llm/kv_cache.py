@@ -90,7 +90,10 @@ class Plan:
 class PagedCache:
     """Keys and values of all layers in blocks; memory is touched only as blocks come into use."""
 
-    def __init__(self, layers: int, blocks: int, kv_heads: int, query_heads: int, head_dim: int, dtype: torch.dtype):
+    def __init__(
+        self, layers: int, blocks: int, kv_heads: int, query_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> None:
+        """Room for `blocks` x BLOCK tokens, of all conversations together."""
         self._kv, self._group, self._dim, self._dtype = kv_heads, query_heads // kv_heads, head_dim, dtype
         # block 0 takes the padding tokens; the lowest free block is used first, so that those in use lie together
         self._free = list(range(1, blocks + 1))

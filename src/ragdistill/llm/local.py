@@ -140,7 +140,7 @@ class LocalEngine:
             try:
                 self._admit()
                 self._step()
-            except Exception as e:  # boundary: the failure goes to every caller, the thread lives on
+            except Exception as e:  # noqa: BLE001  (boundary: every caller is told, the thread lives on)
                 self._fail(EnvironmentFault(f"The local engine failed in a step: {type(e).__name__}: {e}"))
         self._fail(EnvironmentFault("The local engine was closed; make a new one."))
 
@@ -193,7 +193,7 @@ class LocalEngine:
         work.sort(key=lambda w: (w[2].count > 1, w[1].index))
         ids: list[int] = []
         ends: list[int] = []
-        for call, slot, chunk, last in work:
+        for call, _, chunk, last in work:
             ids += call.fed(chunk.length)[chunk.start :]
             ends += [len(ids) - 1] if last else []
         logits = self._forward(ids, [w[2] for w in work], ends)
@@ -248,4 +248,3 @@ class LocalEngine:
         for call in calls:
             if not call.future.done():
                 call.future.set_exception(fault)
-

@@ -6,7 +6,7 @@ next prompt of the conversation reuses the longest common prefix of those, and e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -25,7 +25,7 @@ class Slot:
     """Tick of the last use, for eviction of the longest idle."""
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     """Length of the longest common prefix."""
     n = min(len(a), len(b))
     if a[:n] == b[:n]:  # the usual case: the prompt extends what is cached

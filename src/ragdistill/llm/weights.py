@@ -200,7 +200,7 @@ def check_adapter(base_dir: Path, adapter_dir: Path) -> None:
     _refuse_pickles(adapter_dir)
     claimed, actual = read_json(path).get("fingerprint"), model_fingerprint(base_dir)
     if claimed != actual:
-        raise IdentityError(f"{adapter_dir} was trained on base {claimed}, not on {base_dir} ({actual}); train it again.")
+        raise IdentityError(f"{adapter_dir} was trained on base {claimed}, not on {base_dir} ({actual}); train again.")
 
 
 def load_merged(base_dir: Path, adapter_dir: Path | None, dtype: torch.dtype) -> PreTrainedModel:

@@ -164,7 +164,7 @@ class Demonstrator:
             obj, place = next(iter(self.known.items()))
             return f"I need {need}. I saw {obj}.", f"go to {place}"
         place = self._next_place(self.need.object)
-        return f"I need {need}. I look in {_type(place)}.", f"go to {place}"
+        return f"I need {need}. I look in {self._counted(place)}.", f"go to {place}"
 
     def _next_place(self, wanted: str) -> str:
         order = list(self.order.get(wanted, ()))
@@ -189,7 +189,7 @@ class Demonstrator:
             tool, place = next(iter(self.tools.items()))
             return f"{start} I saw {tool}.", f"go to {place}"
         place = self._next_place(self.need.tool)
-        return f"{start} I look in {_type(place)}.", f"go to {place}"
+        return f"{start} I look in {self._counted(place)}.", f"go to {place}"
 
     def _operate(self) -> tuple[str, str]:
         need = self.need
@@ -198,12 +198,16 @@ class Demonstrator:
             tool, why = self._first(need.tool), f"{need.verb.capitalize()} it with {need.tool}."
         else:
             tool = next((r for r in self._by_number() if r not in self.tried), self._first(need.tool))
-            why = f"I try {tool}."
+            why = f"I try {self._counted(tool)}."
         thought = f"{start} It must be {need.property}. {why}"
         if self.at == tool:
             self.operation = f"{need.verb} {self.holding} with {tool}"
             return thought, self.operation
         return thought, f"go to {tool}"
+
+    def _counted(self, place: str) -> str:
+        """"drawer 2 of 6": says when a type is exhausted, so that nobody counts on to a drawer 7 that is not there."""
+        return f"{place} of {sum(_type(r) == _type(place) for r in self.listing)}"
 
     def _by_number(self) -> list[str]:
         """Receptacles as the room lists them, type by type, in number order."""

@@ -1,0 +1,264 @@
+"""The OpenVINO engine: a `ChatModel` that runs a merged model with OpenVINO GenAI's continuous batching on the CPU.
+
+Calls come from asyncio; one background thread owns the pipeline and steps it while there is work. OpenVINO keeps KV
+blocks by content, so a conversation's next turn finds its prefix without being told. Prompts go in as token ids, so
+untrusted text never becomes control tokens. This module knows no task and holds no weights of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import queue
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ragdistill.errors import ConfigError, EnvironmentFault
+from ragdistill.llm import Reply, Sampling
+from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
+from ragdistill.llm.gguf_export import export_gguf, gguf_fingerprint
+from ragdistill.llm.local import MAX_CONTEXT, best_dtype
+from ragdistill.records import Message, Usage, digest, read_json
+
+ENGINE_VERSION = 1
+"""Part of the fingerprint; bumped when a change alters outputs."""
+STEP_TOKENS = 1024
+"""Most tokens in one step."""
+MAX_CACHE_GB = 8
+"""Bound of the KV cache; conversations beyond it are computed again."""
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+@dataclass(slots=True)
+class _Call:
+    """One `chat` call on its way through the engine."""
+
+    prompt: list[int]
+    sampling: Sampling
+    conversation: str
+    future: Future[Reply]
+    handle: Any = None
+    generated: list[int] = field(default_factory=list)
+
+
+def _openvino() -> tuple[Any, Any]:
+    """The `openvino` and `openvino_genai` modules, with their telemetry switched off."""
+    # openvino's own fallback when this package cannot be imported is a stub that sends nothing
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        import openvino
+        import openvino_genai
+    except ImportError as e:
+        raise ConfigError("The OpenVINO engine needs the package openvino-genai; install it or use torch.") from e
+    return openvino, openvino_genai
+
+
+class OpenVinoEngine:
+    """A model directory, with an adapter merged in if given, as a `ChatModel`.
+
+    `Usage.computed_tokens` is counted here, not reported by OpenVINO: the prompt without the longest prefix that it
+    shares with what this conversation computed before (of the `max_batch` conversations last seen), plus the
+    completion. OpenVINO itself reuses whole blocks only, but those of any conversation.
+    A sampled reply depends on what runs beside it: OpenVINO draws from one generator and batches change rounding.
+    """
+
+    def __init__(
+        self,
+        model_dir: Path,
+        adapter: Path | None,
+        max_batch: int,
+        cache: Path,
+        max_context: int = MAX_CONTEXT,
+        quantisation: str = "f16",
+    ) -> None:
+        """Write the model's GGUF below `cache` unless it is there, load it, and start the engine's thread.
+
+        Raises `IdentityError` for a model or adapter that is not what it should be, `ConfigError` for an
+        architecture the engine cannot run or when OpenVINO GenAI is not installed.
+        """
+        openvino, genai = _openvino()
+        self._tensor, self._genai = openvino.Tensor, genai
+        self._path = export_gguf(model_dir, adapter, cache, quantisation)
+        self._format = ChatFormat(load_tokenizer(model_dir))
+        config = read_json(model_dir / "config.json")
+        self._context = min(max_context, int(config.get("max_position_embeddings", max_context)))
+        self._precision = _PRECISIONS[best_dtype()]
+        self._max_batch = max_batch
+        self._cache_gb = _cache_gb(config, max_batch * self._context)
+        kind = [self._precision, str(self._context), str(ENGINE_VERSION), openvino.__version__, genai.__version__]
+        self._fingerprint = digest("openvino", gguf_fingerprint(model_dir, adapter, quantisation), *kind)
+        self._pipeline: Any = self._load()
+        self._kept: OrderedDict[str, list[int]] = OrderedDict()
+        self._running: list[_Call] = []
+        self._count = 0
+        self._inbox: queue.SimpleQueue[_Call | str | None] = queue.SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._serve, name="ragdistill-openvino", daemon=True)
+        self._thread.start()
+
+    async def chat(self, messages: Sequence[Message], sampling: Sampling, conversation: str = "") -> Reply:
+        """Answer; see `ChatModel.chat`. A prompt that fills the context returns at once with finish "context"."""
+        if self._closed:
+            raise EnvironmentFault("The OpenVINO engine was closed; make a new one.")
+        call = _Call(self._format.prompt_ids(messages), sampling, conversation, Future())
+        if len(call.prompt) >= self._context:
+            return Reply(text="", usage=Usage(prompt_tokens=len(call.prompt)), finish="context")
+        self._inbox.put(call)
+        return await asyncio.wrap_future(call.future)
+
+    async def forget(self, conversation: str) -> None:
+        """Stop counting the conversation's tokens as computed; OpenVINO drops its blocks when it needs room."""
+        self._inbox.put(conversation)
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Prompt length in tokens."""
+        return len(self._format.prompt_ids(messages))
+
+    def fingerprint(self) -> str:
+        """Identity of weights, adapter, tokenizer, precision and versions."""
+        return self._fingerprint
+
+    def close(self) -> None:
+        """Stop the thread and free the model; calls that still wait raise `EnvironmentFault`."""
+        if not self._closed:
+            self._closed = True
+            self._inbox.put(None)
+            self._thread.join()
+
+    def _load(self) -> Any:
+        scheduler = self._genai.SchedulerConfig()
+        scheduler.enable_prefix_caching = True
+        scheduler.dynamic_split_fuse = True
+        scheduler.cache_size = self._cache_gb
+        scheduler.max_num_seqs = self._max_batch
+        scheduler.max_num_batched_tokens = STEP_TOKENS
+        properties = {
+            "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0)),
+            "INFERENCE_PRECISION_HINT": self._precision,
+            "KV_CACHE_PRECISION": self._precision,  # the default rounds keys and values to 8 bits
+        }
+        return self._genai.ContinuousBatchingPipeline(str(self._path), scheduler, "CPU", properties, {})
+
+    def _serve(self) -> None:
+        while self._receive():
+            try:
+                if self._pipeline is None:
+                    self._pipeline = self._load()
+                self._step()
+            except Exception as e:  # noqa: BLE001  (boundary: every caller is told, the thread lives on)
+                self._fail(EnvironmentFault(f"The OpenVINO engine failed in a step: {type(e).__name__}: {e}"))
+        self._fail(EnvironmentFault("The OpenVINO engine was closed; make a new one."))
+
+    def _receive(self) -> bool:
+        """Take in what has arrived, waiting if there is nothing to do; False when told to stop."""
+        while not self._running or not self._inbox.empty():
+            item = self._inbox.get()
+            if item is None:
+                return False
+            if isinstance(item, str):
+                self._kept.pop(item, None)
+            else:
+                self._running.append(item)
+        return True
+
+    def _step(self) -> None:
+        """Hand new calls to OpenVINO, advance all by a token or a prompt chunk, and end those that are done."""
+        for call in self._running:
+            if call.handle is None:
+                self._count += 1
+                ids = self._tensor(np.array([call.prompt], dtype=np.int64))
+                call.handle = self._pipeline.add_request(self._count, ids, self._config(call))
+        self._pipeline.step()
+        self._running = [call for call in self._running if not self._advance(call)]
+
+    def _config(self, call: _Call) -> Any:
+        sampling, config = call.sampling, self._genai.GenerationConfig()
+        config.max_new_tokens = min(sampling.max_tokens, self._context - len(call.prompt))
+        config.stop_token_ids = set(self._format.stop_ids)
+        config.do_sample = sampling.temperature > 0
+        if config.do_sample:
+            config.temperature, config.top_p = sampling.temperature, sampling.top_p
+            config.top_k = sys.maxsize  # all of them
+            config.rng_seed = sampling.seed
+        return config
+
+    def _advance(self, call: _Call) -> bool:
+        """Take in the call's new tokens; True when it has ended."""
+        if call.future.cancelled():
+            call.handle.cancel()
+            return True
+        if call.handle.can_read():
+            for output in call.handle.read().values():
+                call.generated += output.generated_ids
+        status = self._genai.py_openvino_genai.GenerationStatus
+        done, text = call.handle.get_status() != status.RUNNING, None
+        if call.generated and call.generated[-1] in self._format.stop_ids:
+            text = self._format.decode(call.generated[:-1])
+        elif call.sampling.stop:
+            text = _cut(self._format.decode(call.generated), call.sampling.stop)
+        if text is not None:
+            if not done:
+                call.handle.stop()
+            self._finish(call, text, "stop")
+        elif done and call.generated:
+            full = len(call.prompt) + len(call.generated) >= self._context
+            length = len(call.generated) >= call.sampling.max_tokens
+            self._finish(call, self._format.decode(call.generated), "context" if full and not length else "length")
+        elif done:
+            raise EnvironmentFault(f"OpenVINO refused a prompt of {len(call.prompt)} tokens; its cache is too small.")
+        return text is not None or done
+
+    def _finish(self, call: _Call, text: str, finish: str) -> None:
+        reused = 0
+        if call.conversation:
+            fed = call.prompt + call.generated[:-1]  # the last token was drawn but never fed
+            kept, self._kept[call.conversation] = self._kept.get(call.conversation, []), fed
+            self._kept.move_to_end(call.conversation)
+            if len(self._kept) > self._max_batch:
+                self._kept.popitem(last=False)
+            reused = min(_common(kept, call.prompt), len(call.prompt) - 1)
+        prompt, completion = len(call.prompt), len(call.generated)
+        computed = prompt - reused + completion
+        usage = Usage(prompt_tokens=prompt, completion_tokens=completion, computed_tokens=computed)
+        if not call.future.cancelled():
+            call.future.set_result(Reply(text=text, usage=usage, finish=finish))
+
+    def _fail(self, fault: EnvironmentFault) -> None:
+        """Hand `fault` to every caller and drop the pipeline: its state is unknown, so the next call loads anew."""
+        calls = self._running
+        while not self._inbox.empty():
+            item = self._inbox.get()
+            calls += [item] if isinstance(item, _Call) else []
+        self._running, self._pipeline = [], None
+        self._kept.clear()
+        for call in calls:
+            call.handle = None
+            if not call.future.done():
+                call.future.set_exception(fault)
+
+
+def _cache_gb(config: dict[str, Any], tokens: int) -> int:
+    """Gigabytes that hold `tokens` keys and values, within `MAX_CACHE_GB`."""
+    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    per_token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head * 4
+    return max(1, min(MAX_CACHE_GB, math.ceil(per_token * tokens / 2**30)))
+
+
+def _cut(text: str, stops: Sequence[str]) -> str | None:
+    """`text` before its first stop string; None when it holds none."""
+    at = min((at for at in map(text.find, stops) if at >= 0), default=-1)
+    return text[:at] if at >= 0 else None
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
