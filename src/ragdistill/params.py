@@ -45,7 +45,7 @@ class AgentParams(Section, frozen=True):
 class ModelParams(Section, frozen=True):
     base: str
     teacher: str | None
-    engine: Literal["auto", "batched", "reference", "scripted"]
+    engine: Literal["auto", "openvino", "batched", "reference", "scripted"]
     script: str | None
     dtype: Literal["auto", "bfloat16", "float32"]
     concurrency: Positive

@@ -27,6 +27,7 @@ from ragdistill.llm import Reply, Sampling
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
 from ragdistill.llm.gguf_export import export_gguf, gguf_fingerprint
 from ragdistill.llm.local import MAX_CONTEXT, best_dtype
+from ragdistill.llm.slots import common_prefix
 from ragdistill.records import Message, Usage, digest, read_json
 
 ENGINE_VERSION = 1
@@ -68,7 +69,7 @@ class OpenVinoEngine:
     `Usage.computed_tokens` is counted here, not reported by OpenVINO: the prompt without the longest prefix that it
     shares with what this conversation computed before (of the `max_batch` conversations last seen), plus the
     completion. OpenVINO itself reuses whole blocks only, but those of any conversation.
-    A sampled reply depends on what runs beside it: OpenVINO draws from one generator and batches change rounding.
+    Replies are seeded each on their own, but bfloat16 sums depend on what runs beside them: near-ties may turn.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class OpenVinoEngine:
         self._context = min(max_context, int(config.get("max_position_embeddings", max_context)))
         self._precision = _PRECISIONS[best_dtype()]
         self._max_batch = max_batch
-        self._cache_gb = _cache_gb(config, max_batch * self._context)
+        self._cache_gb = _cache_gb(config, max_batch * self._context, 4 if self._precision == "f32" else 2)
         kind = [self._precision, str(self._context), str(ENGINE_VERSION), openvino.__version__, genai.__version__]
         self._fingerprint = digest("openvino", gguf_fingerprint(model_dir, adapter, quantisation), *kind)
         self._pipeline: Any = self._load()
@@ -143,6 +144,7 @@ class OpenVinoEngine:
         scheduler.max_num_batched_tokens = STEP_TOKENS
         properties = {
             "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0)),
+            "ENABLE_CPU_PINNING": False,  # pinned threads wait for whoever else runs on their core
             "INFERENCE_PRECISION_HINT": self._precision,
             "KV_CACHE_PRECISION": self._precision,  # the default rounds keys and values to 8 bits
         }
@@ -225,7 +227,7 @@ class OpenVinoEngine:
             self._kept.move_to_end(call.conversation)
             if len(self._kept) > self._max_batch:
                 self._kept.popitem(last=False)
-            reused = min(_common(kept, call.prompt), len(call.prompt) - 1)
+            reused = min(common_prefix(kept, call.prompt), len(call.prompt) - 1)
         prompt, completion = len(call.prompt), len(call.generated)
         computed = prompt - reused + completion
         usage = Usage(prompt_tokens=prompt, completion_tokens=completion, computed_tokens=computed)
@@ -246,10 +248,10 @@ class OpenVinoEngine:
                 call.future.set_exception(fault)
 
 
-def _cache_gb(config: dict[str, Any], tokens: int) -> int:
-    """Gigabytes that hold `tokens` keys and values, within `MAX_CACHE_GB`."""
+def _cache_gb(config: dict[str, Any], tokens: int, width: int) -> int:
+    """Gigabytes that hold the keys and values of `tokens`, `width` bytes a number, within `MAX_CACHE_GB`."""
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    per_token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head * 4
+    per_token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head * width
     return max(1, min(MAX_CACHE_GB, math.ceil(per_token * tokens / 2**30)))
 
 
@@ -257,8 +259,3 @@ def _cut(text: str, stops: Sequence[str]) -> str | None:
     """`text` before its first stop string; None when it holds none."""
     at = min((at for at in map(text.find, stops) if at >= 0), default=-1)
     return text[:at] if at >= 0 else None
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common prefix."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

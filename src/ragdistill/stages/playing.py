@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from ragdistill.agents import make_agent
@@ -35,15 +36,20 @@ def open_model(params: Params, directory: Path, adapter: Path | None = None) -> 
     if params.model.engine == "scripted":
         return _scripted(params.model.script, name)
     cpu_env.apply()
+    batch, engine = params.model.concurrency, params.model.engine
+    if engine == "openvino" or (engine == "auto" and params.model.dtype == "auto" and has_openvino()):
+        from ragdistill.llm.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(directory, adapter, max_batch=batch, cache=cache_dir("gguf"))
     from ragdistill.llm.local import LocalEngine
 
-    return LocalEngine(
-        directory,
-        adapter=adapter,
-        dtype=params.model.dtype,
-        max_batch=params.model.concurrency,
-        reference=params.model.engine == "reference",
-    )
+    dtype = params.model.dtype
+    return LocalEngine(directory, adapter, dtype=dtype, max_batch=batch, reference=engine == "reference")
+
+
+def has_openvino() -> bool:
+    """Whether the fast CPU engine is installed."""
+    return find_spec("openvino_genai") is not None
 
 
 def _scripted(script: str | None, name: str) -> ChatModel:
