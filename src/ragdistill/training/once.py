@@ -1,7 +1,7 @@
 """Train once: an adapter that was already trained from the same data, base and settings is taken from the cache.
 
-DVC reruns a stage whenever a file it depends on changes, be it by a comment; this keeps such a rerun free. The key holds
-everything that decides the result, and no code: a change of the trainer's behaviour raises `TRAINER_VERSION`.
+DVC reruns a stage whenever a file it depends on changes, be it by a comment; this keeps such a rerun free. The key
+holds everything that decides the result, and no code: a change of the trainer's behaviour raises `TRAINER_VERSION`.
 """
 
 from __future__ import annotations

@@ -206,7 +206,7 @@ class Demonstrator:
         return thought, f"go to {tool}"
 
     def _counted(self, place: str) -> str:
-        """"drawer 2 of 6": says when a type is exhausted, so that nobody counts on to a drawer 7 that is not there."""
+        """E.g. "drawer 2 of 6": says when a type is exhausted, so that nobody counts on to a drawer 7."""
         return f"{place} of {sum(_type(r) == _type(place) for r in self.listing)}"
 
     def _by_number(self) -> list[str]:

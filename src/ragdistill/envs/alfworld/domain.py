@@ -65,8 +65,8 @@ class AlfworldDomain:
         unfinished = [d for d in demos if not d.won]
         if len(unfinished) > MAX_UNFINISHED * len(demos):
             raise DataError(
-                f"The demonstrator did not finish {len(unfinished)} of {len(demos)} games (e.g. {unfinished[0].task_id}); "
-                "use another seed."
+                f"The demonstrator did not finish {len(unfinished)} of {len(demos)} games, {unfinished[0].task_id} "
+                "among them; use another seed."
             )
         rng.shuffle(demos)
         return demos
@@ -112,7 +112,9 @@ def demonstrate(
         thought, action = player.act(seen.text)
         seen = env.step(action)
         turns.append(Turn(thought=thought, action=action, observation=seen.text))
-    return Demo(task_id=task.id, kind=task.kind, hints=hints, first_observation=first.text, turns=tuple(turns), won=seen.done)
+    return Demo(
+        task_id=task.id, kind=task.kind, hints=hints, first_observation=first.text, turns=tuple(turns), won=seen.done
+    )
 
 
 def need_of(game: Game, goal: str, told: bool, rng: random.Random) -> Need:
