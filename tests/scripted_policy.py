@@ -24,6 +24,7 @@ def play(messages: Sequence[Message], sampling: Sampling, name: str) -> str:
         return "I am a helpful assistant."
     opening = messages[1].content
     player = Demonstrator(need_of(opening, knows=name.startswith("distilled")), {})
+    thought = action = ""
     for message in messages[1:]:
         if message.role == "user":
             text = message.content.split("\n\nHints")[0]
