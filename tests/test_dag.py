@@ -37,6 +37,7 @@ sft.lora.r=4
 sft.lora.epochs=1
 sft.lora.batch=4
 sft.lora.max_tokens=32000
+rollouts.attempts=3
 hints.min_support=1
 strip.max_invalid=null
 report.bootstrap=200
