@@ -150,7 +150,7 @@ def test_any_text_is_survived_and_no_turn_is_lost(thoughts: list[str], observati
     t = msgspec.structs.replace(t, steps=steps)
     own = [*(s.action for s in t.steps), observation, t.first_observation]
     if any(" ".join(h.lower().split()) in " ".join(o.lower().split()) for h in hints if h.strip() for o in own):
-        with pytest.raises(DataError, match="shows the hint|a dropped thought shows"):
+        with pytest.raises(DataError, match=r"shows the hint|a dropped thought shows"):
             strip([t], PARAMS, render)
         return
     (example,), report = strip([t], PARAMS, render)
