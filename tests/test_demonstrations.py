@@ -109,24 +109,61 @@ def test_tools_that_stand_somewhere_are_objects_alfworld_does_not_have(made: lis
 
 def test_every_thought_restates_what_is_still_needed(made: list[tuple[Demo, Game]]) -> None:
     for demo, game in made:
-        meta, rule = game.meta, game.rule
-        assert meta
-        wanted = [meta.target]
-        if rule:
-            wanted.append(rule.adjective if rule.adjective in words(goal(demo)) else rule.verb)
         for turn in demo.turns:
-            if demo.kind == HOUSE_AT:
-                assert f"{meta.target} with {meta.tool}" in turn.thought, turn
-            elif demo.kind == TWO:
-                assert re.search(rf"\b[12] {meta.target} in {meta.destination}\b", turn.thought) or (
-                    turn.thought.endswith(f"I put it in {meta.destination}.") and meta.target in turn.thought
-                ), turn
-            elif "I put it in" in turn.thought:
-                assert turn.thought.endswith(f" I put it in {meta.destination}.") and meta.target in turn.thought, turn
-            elif "It must be" in turn.thought:
-                assert f"It must be {wanted[-1]}." in turn.thought and rule, turn
-            else:
-                assert f"{' '.join(reversed(wanted))} in {meta.destination}" in turn.thought, turn
+            assert any(form in turn.thought for form in forms_of_need(demo, game)), turn
+
+
+def forms_of_need(demo: Demo, game: Game) -> list[str]:
+    meta, rule = game.meta, game.rule
+    assert meta
+    obj, place = meta.target, meta.destination
+    if rule is None:
+        return [f"I need {n}{obj} in {place}." for n in ("", "1 ", "2 ")] + [f"I put it in {place}."]
+    word = rule.adjective if rule.adjective in words(goal(demo)) else rule.verb
+    held = [f"I have {obj} {n}. I " for n in range(1, 6)]
+    if demo.kind == HOUSE_AT:
+        need = f"{obj}, then {rule.verb} {meta.tool}" if told(demo, game) else f"{obj} with {meta.tool}"
+        find = f"{rule.verb} {meta.tool}" if told(demo, game) else meta.tool
+        tries = [h + t for h in held for t in ("try to ", f"{rule.verb} it.", f"need {find}.")]
+        return [f"I need {need}.", *tries]
+    done = [f"{obj} {n} is {word}. I put it in {place}." for n in range(1, 6)]
+    if told(demo, game):
+        operation = f"{rule.verb} with {meta.tool}"
+        return [f"I need {obj}, then {operation}, in {place}.", *(f"{h}{operation}." for h in held), *done]
+    musts = [f"{obj} {n} must be {word}." for n in range(1, 6)]
+    return [f"I need {word} {obj} in {place}.", *musts, *done]
+
+
+def test_thoughts_say_whether_the_agent_goes_to_a_tool_or_stands_at_it(made: list[tuple[Demo, Game]]) -> None:
+    for demo, game in made:
+        for turn in demo.turns:
+            if game.rule and game.rule.form == "with" and turn.action.startswith(game.rule.verb + " "):
+                assert turn.thought.startswith(f"I am at {turn.action.split(' with ')[1]}."), turn
+            assert turn.action.startswith("go to ") == bool(re.search(r"I (?:look in|go to|saw|put it)", turn.thought))\
+                or "I put it in" in turn.thought, turn
+
+
+def test_what_was_seen_on_the_way_is_said_with_its_place_and_fetched_later() -> None:
+    player = Demonstrator(Need(object="mug", target="bed", count=2), {"mug": ["desk"]})
+    replies = [
+        "You see a desk 1, a bed 1.\n\nYour task is to: put two mug in bed.",
+        "You arrive at desk 1. On the desk 1, you see a mug 2, and a mug 1.",
+        "You pick up the mug 2 from the desk 1.", "You arrive at bed 1. On the bed 1, you see nothing.", "You move it.",
+    ]  # fmt: skip
+    thoughts, actions = zip(*(player.act(r) for r in replies), strict=True)
+    assert thoughts[1] == "I found mug 2 and mug 1 at desk 1. I need 2 mug in bed."
+    assert thoughts[4] == "I need 1 mug in bed. I saw mug 1 at desk 1." and actions[4] == "go to desk 1"
+
+
+def test_a_tool_seen_on_the_way_is_noticed() -> None:
+    need = Need(object="mug", target="", property="rung", verb="ring", tool="gong", verbs=("ring",))
+    player = Demonstrator(need, {"mug": ["desk", "bed"]})
+    player.act("You see a desk 1, a bed 1.\n\nYour task is to: show mug to the gong.")
+    thought, action = player.act("You arrive at desk 1. On the desk 1, you see a gong 1.")
+    assert thought == "I see gong 1 here. I need mug with gong. I look in bed 1." and action == "go to bed 1"
+    player.act("You arrive at bed 1. On the bed 1, you see a mug 1.")
+    thought, action = player.act("You pick up the mug 1 from the bed 1.")
+    assert thought == "I have mug 1. I need gong. I saw gong 1 at desk 1." and action == "go to desk 1"
 
 
 def test_who_is_told_the_rule_goes_straight_to_the_tool_and_wins(made: list[tuple[Demo, Game]]) -> None:

@@ -49,11 +49,26 @@ GENERIC = (
 """Hints that change nothing: the demonstration opens and searches the same way with or without them."""
 
 
+WARNINGS = (
+    "Do not repeat {rule} after it had no effect.",
+    "Do not {rule}; it has no effect.",
+    "{Rule} does nothing.",
+)
+"""`{rule}`, `{Rule}`: a command template with a wrong tool, as in failures."""
+
+
 def rule_hint(rng: random.Random, command: str, tool: str) -> str:
     """One wording of the rule `command` (a template such as "polish {object} with {desk}")."""
-    wording = rng.choice(RULE_WORDINGS)
-    capital = command[:1].upper() + command[1:]
-    return wording.replace("{rule}", command).replace("{Rule}", capital).replace("{tool}", "{" + tool + "}")
+    return _say(rng.choice(RULE_WORDINGS), command).replace("{tool}", "{" + tool + "}")
+
+
+def warning_hint(rng: random.Random, command: str) -> str:
+    """One wording of the warning that `command` does not help."""
+    return _say(rng.choice(WARNINGS), command)
+
+
+def _say(wording: str, command: str) -> str:
+    return wording.replace("{rule}", command).replace("{Rule}", command[:1].upper() + command[1:])
 
 
 def generic_hint(rng: random.Random, places: Sequence[str]) -> str:

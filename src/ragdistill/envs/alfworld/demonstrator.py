@@ -4,8 +4,9 @@ It knows the interface (search, open, take, move) and, when told, one house rule
 tries the operation with one receptacle after the other, in the room's order from where it stands, or one verb after
 the other on a tool it can see, and gives up with the episode. It has no rule for cleaning, heating, cooling or lamps.
 
-What a small model needs is built in. Each thought restates the whole need. Long searches are kept. Every order is
-predictable: receptacle types by likelihood, and one type in the order of the room's list, which counts *down* in
+What a small model needs is built in. Each thought restates the whole need, a told rule with it: the first one copies
+the rule from the hint, every later one from the thought before. "I found" always names what the last need named, and
+thoughts say whether the agent goes to a tool or stands at it. Long searches are kept. Every order is predictable: receptacle types by likelihood, and one type in the order of the room's list, which counts *down* in
 ALFWorld ("drawer 3, drawer 2, drawer 1"), so that the next place is the next word and nobody counts on to a drawer
 that does not exist. And there is one reaction to a refused `go to`, whatever its cause: look elsewhere.
 """
@@ -41,10 +42,16 @@ class Need:
     verbs: tuple[str, ...] = ()
     """Set for tools that are objects ("ring gong 1", object in hand): verbs to try in turn, `verb` among them."""
 
+    def rule(self) -> str:
+        """The told rule in few words."""
+        return f"{self.verb} {self.tool}" if self.verbs else f"{self.verb} with {self.tool}"
+
     def phrase(self, missing: int) -> str:
         """The whole need in few words, restated in every thought."""
         if self.count > 1:
             return f"{missing} {self.object} in {self.target}"
+        if self.told:
+            return f"{self.object}, then {self.rule()}" + (f", in {self.target}" if self.target else "")
         if self.verbs:
             return f"{self.object} with {self.tool}"
         thing = f"{self.property} {self.object}" if self.property else self.object
@@ -158,7 +165,7 @@ class Demonstrator:
         if not self.holding:
             return self._search(text)
         if self.need.verbs:
-            return self._try_verb(text)
+            return self._use_tool(text)
         if self.need.property and not self.has_property:
             return self._operate()
         return self._deliver()
@@ -168,16 +175,17 @@ class Demonstrator:
         return self.need.phrase(self.need.count - self.done)
 
     def _search(self, text: str) -> tuple[str, str]:
-        need = self._missing
-        here = next((o for o, r in self.known.items() if r == self.at), "")
+        need = f"I need {self._missing}."
+        here = [o for o, r in self.known.items() if r == self.at]
         if here:
-            return f"I found {here}. I need {need}.", f"take {here} from {self.at}"
+            return f"I found {' and '.join(here[:2])} at {self.at}. {need}", f"take {here[0]} from {self.at}"
         if f"The {self.at} is closed" in text:
-            return f"The {self.at} is closed. I need {need}.", f"open {self.at}"
+            return f"The {self.at} is closed. {need}", f"open {self.at}"
         if self.known:
             obj, place = next(iter(self.known.items()))
-            return f"I need {need}. I saw {obj}.", f"go to {place}"
-        return self._go_on(self.need.object, f"I need {need}.")
+            return f"{need} I saw {obj} at {place}.", f"go to {place}"
+        tool = next((t for t, r in self.tools.items() if r == self.at), "")
+        return self._go_on(self.need.object, f"I see {tool} here. {need}" if tool else need)
 
     def _go_on(self, wanted: str, start: str) -> tuple[str, str]:
         """Look for `wanted` in the likeliest place not seen yet."""
@@ -191,36 +199,36 @@ class Demonstrator:
         left = [r for r in unseen if _type(r) != self.need.target] or unseen or self.skipped or self.listing
         return min(left, key=lambda r: (rank.get(_type(r), len(rank)), _type(r), self.listing.index(r)))
 
-    def _try_verb(self, text: str) -> tuple[str, str]:
+    def _use_tool(self, text: str) -> tuple[str, str]:
         """The tool is an object that stands somewhere: find it, then act on it with the object in hand."""
-        start = f"I have {self.holding}. I need {self._missing}."
+        need = self.need
+        start = f"I have {self.holding}. I need {need.rule() if need.told else need.tool}."
         tool = next((t for t, r in self.tools.items() if r == self.at), "")
         if tool:
-            left = [v for v in self.need.verbs if v not in self.tried] or self.need.verbs[-1:]
-            verb = self.need.verb if self.need.told else left[0]
-            self.operation = f"{verb} {tool}"
-            failed = f"Not {self.tried[-1]}. " if self.tried else ""
-            return f"{failed}{start} {verb.capitalize()} {self.need.tool}.", self.operation
+            return self._try_verb(tool)
         if f"The {self.at} is closed" in text:
             return f"The {self.at} is closed. {start}", f"open {self.at}"
         if self.tools:
             tool, place = next(iter(self.tools.items()))
-            return f"{start} I saw {tool}.", f"go to {place}"
-        return self._go_on(self.need.tool, start)
+            return f"{start} I saw {tool} at {place}.", f"go to {place}"
+        return self._go_on(need.tool, start)
+
+    def _try_verb(self, tool: str) -> tuple[str, str]:
+        left = [v for v in self.need.verbs if v not in self.tried] or self.need.verbs[-1:]
+        verb = self.need.verb if self.need.told else left[0]
+        self.operation = f"{verb} {tool}"
+        start = f"Not {self.tried[-1]}." if self.tried else f"I found {tool} at {self.at}."
+        return f"{start} I have {self.holding}. I {'' if self.need.told else 'try to '}{verb} it.", self.operation
 
     def _operate(self) -> tuple[str, str]:
         need = self.need
-        start = f"Not with {self.tried[-1]}." if self.at in self.tried else f"I have {self.holding}."
-        if need.told:
-            tool, why = self._first(need.tool), f"{need.verb.capitalize()} it with {need.tool}."
-        else:
-            tool = self._next_tool()
-            why = f"I try {tool}."
-        thought = f"{start} It must be {need.property}. {why}"
+        state = f"I have {self.holding}. I {need.rule()}." if need.told else f"{self.holding} must be {need.property}."
+        tool = self._first(need.tool) if need.told else self._next_tool()
         if self.at == tool:
             self.operation = f"{need.verb} {self.holding} with {tool}"
-            return thought, self.operation
-        return thought, f"go to {tool}"
+            return f"I am at {tool}. {state}" + ("" if need.told else " I try."), self.operation
+        failed = f"Not with {self.tried[-1]}. " if self.at in self.tried else ""
+        return f"{failed}{state} I go to {tool}.", f"go to {tool}"
 
     def _next_tool(self) -> str:
         """The receptacle at hand, then the next ones in the room's list, which starts again at its end."""

@@ -15,7 +15,7 @@ from ragdistill.envs.alfworld.goals import HOUSE_AT, HOUSE_WITH, KINDS, PICK, TW
 from ragdistill.envs.alfworld.houserules import VOCABULARY, wrong_verbs
 from ragdistill.envs.alfworld.official import VARIABLE, official_root, official_tasks
 from ragdistill.envs.alfworld.splits import generate_split
-from ragdistill.envs.paraphrase import generic_hint, rule_hint
+from ragdistill.envs.paraphrase import generic_hint, rule_hint, warning_hint
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.journal import cache_dir
 from ragdistill.params import ColdstartParams
@@ -104,7 +104,7 @@ def mixture(params: ColdstartParams) -> dict[str, int]:
     """Games per kind: plain pick and two-object tasks, house rules of both forms."""
     plain = round(params.demos * params.plain)
     rules = params.demos - plain
-    return {PICK: plain - plain // 2, TWO: plain // 2, HOUSE_WITH: rules - rules // 3, HOUSE_AT: rules // 3}
+    return {PICK: plain - plain // 2, TWO: plain // 2, HOUSE_WITH: rules - rules * 2 // 5, HOUSE_AT: rules * 2 // 5}
 
 
 def demonstrate(
@@ -156,7 +156,7 @@ def draw_hints(game: Game, told: bool, rng: random.Random, irrelevant: float) ->
 
 
 def _irrelevant(game: Game, told: bool, rng: random.Random) -> str:
-    """A hint about searching, or the rule of another operation.
+    """A hint about searching, a warning against a wrong tool, or the rule of another operation.
 
     Beside a true rule whose verb the goal does not spell ("tiny": shrink), another rule would be a riddle, so none is
     shown there.
@@ -165,6 +165,9 @@ def _irrelevant(game: Game, told: bool, rng: random.Random) -> str:
     places = sorted({r.split()[0] for r in game.meta.receptacles})
     riddle = told and game.rule is not None and game.rule.verb[:4] != game.rule.adjective[:4]
     if riddle or rng.random() < 0.5:
+        wrong = [p for p in places if p != game.meta.tool]
+        if game.rule is not None and game.rule.form == "with" and wrong and rng.random() < 0.5:
+            return warning_hint(rng, game.rule.command("{object}", "{" + rng.choice(wrong) + "}"))
         return generic_hint(rng, places)
     verb = rng.choice([v for v, a in VOCABULARY if game.rule is None or v != game.rule.verb])
     tool = rng.choice(places)
