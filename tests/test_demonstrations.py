@@ -139,8 +139,10 @@ def test_thoughts_say_whether_the_agent_goes_to_a_tool_or_stands_at_it(made: lis
         for turn in demo.turns:
             if game.rule and game.rule.form == "with" and turn.action.startswith(game.rule.verb + " "):
                 assert turn.thought.startswith(f"I am at {turn.action.split(' with ')[1]}."), turn
-            assert turn.action.startswith("go to ") == bool(re.search(r"I (?:look in|go to|saw|put it)", turn.thought))\
-                or "I put it in" in turn.thought, turn
+            assert (
+                turn.action.startswith("go to ") == bool(re.search(r"I (?:look in|go to|saw|put it)", turn.thought))
+                or "I put it in" in turn.thought
+            ), turn
 
 
 def test_what_was_seen_on_the_way_is_said_with_its_place_and_fetched_later() -> None:

@@ -6,9 +6,10 @@ the other on a tool it can see, and gives up with the episode. It has no rule fo
 
 What a small model needs is built in. Each thought restates the whole need, a told rule with it: the first one copies
 the rule from the hint, every later one from the thought before. "I found" always names what the last need named, and
-thoughts say whether the agent goes to a tool or stands at it. Long searches are kept. Every order is predictable: receptacle types by likelihood, and one type in the order of the room's list, which counts *down* in
-ALFWorld ("drawer 3, drawer 2, drawer 1"), so that the next place is the next word and nobody counts on to a drawer
-that does not exist. And there is one reaction to a refused `go to`, whatever its cause: look elsewhere.
+thoughts say whether the agent goes to a tool or stands at it. Long searches are kept. Every order is predictable:
+receptacle types by likelihood, and one type in the order of the room's list, which counts *down* in ALFWorld ("drawer
+3, drawer 2, drawer 1"), so that the next place is the next word and nobody counts on to a drawer that does not exist.
+And there is one reaction to a refused `go to`, whatever its cause: look elsewhere.
 """
 
 from __future__ import annotations
