@@ -1,8 +1,8 @@
 """A scripted player that reads observations only and says why it acts: the source of cold-start demonstrations.
 
 It knows the interface (search, open, take, move) and, when told, one house rule. Untold, it is a naive explorer: it
-tries the operation with one receptacle after the other, in the room's order from where it stands, or one verb after
-the other on a tool it can see, and gives up with the episode. It has no rule for cleaning, heating, cooling or lamps.
+tries the operation with one receptacle after the other, in random order, or one verb after the other on a tool it can
+see, and gives up with the episode. It has no rule for cleaning, heating, cooling or lamps.
 
 What a small model needs is built in. Each thought restates the whole need, a told rule with it: the first one copies
 the rule from the hint, every later one from the thought before. "I found" always names what the last need named, and
@@ -14,6 +14,7 @@ And there is one reaction to a refused `go to`, whatever its cause: look elsewhe
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,6 +84,8 @@ class Demonstrator:
 
     need: Need
     order: SearchOrder
+    rng: random.Random = field(default_factory=lambda: random.Random(0))
+    """Draws what the untold try next."""
     listing: list[str] = field(default_factory=list)
     """Receptacle names, in the room's own order."""
     at: str = ""
@@ -100,6 +103,8 @@ class Demonstrator:
     """Tools that are objects, seen so far → receptacle."""
     tried: list[str] = field(default_factory=list)
     """Receptacles (or verbs) tried in vain."""
+    trying: str = ""
+    """The receptacle to try next, where the rule is not told."""
     last: str = ""
     operation: str = ""
     """The operation's command, as last tried."""
@@ -178,15 +183,15 @@ class Demonstrator:
     def _search(self, text: str) -> tuple[str, str]:
         need = f"I need {self._missing}."
         here = [o for o, r in self.known.items() if r == self.at]
+        tool = next((f"I see {t} here. " for t, r in self.tools.items() if r == self.at), "")
         if here:
-            return f"I found {' and '.join(here[:2])} at {self.at}. {need}", f"take {here[0]} from {self.at}"
+            return f"I found {' and '.join(here[:2])} at {self.at}. {tool}{need}", f"take {here[0]} from {self.at}"
         if f"The {self.at} is closed" in text:
             return f"The {self.at} is closed. {need}", f"open {self.at}"
         if self.known:
             obj, place = next(iter(self.known.items()))
             return f"{need} I saw {obj} at {place}.", f"go to {place}"
-        tool = next((t for t, r in self.tools.items() if r == self.at), "")
-        return self._go_on(self.need.object, f"I see {tool} here. {need}" if tool else need)
+        return self._go_on(self.need.object, tool + need)
 
     def _go_on(self, wanted: str, start: str) -> tuple[str, str]:
         """Look for `wanted` in the likeliest place not seen yet."""
@@ -218,7 +223,7 @@ class Demonstrator:
         left = [v for v in self.need.verbs if v not in self.tried] or self.need.verbs[-1:]
         verb = self.need.verb if self.need.told else left[0]
         self.operation = f"{verb} {tool}"
-        start = f"Not {self.tried[-1]}." if self.tried else f"I found {tool} at {self.at}."
+        start = f"Not {', '.join(self.tried[-3:])}." if self.tried else f"I found {tool} at {self.at}."
         return f"{start} I have {self.holding}. I {'' if self.need.told else 'try to '}{verb} it.", self.operation
 
     def _operate(self) -> tuple[str, str]:
@@ -232,10 +237,11 @@ class Demonstrator:
         return f"{failed}{state} I go to {tool}.", f"go to {tool}"
 
     def _next_tool(self) -> str:
-        """The receptacle at hand, then the next ones in the room's list, which starts again at its end."""
-        start = self.listing.index(self.at) if self.at in self.listing else 0
-        round_trip = self.listing[start:] + self.listing[:start]
-        return next((r for r in round_trip if r not in self.tried), self._first(self.need.tool))
+        """Any receptacle not tried yet, each as likely: one that explores in order finds the tool early or never."""
+        left = [r for r in self.listing if r not in self.tried]
+        if self.trying in self.tried or not self.trying:
+            self.trying = self.rng.choice(left) if left else self._first(self.need.tool)
+        return self.trying
 
     def _deliver(self) -> tuple[str, str]:
         target = self.need.target

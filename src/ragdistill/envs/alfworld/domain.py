@@ -114,7 +114,7 @@ def demonstrate(
     told = game.rule is not None and rng.random() < params.hinted / max(1.0 - params.plain, 1e-9)
     hints = draw_hints(game, told, rng, params.irrelevant)
     first = env.reset(task)
-    player = Demonstrator(need_of(game, first.goal, told, rng), order)
+    player = Demonstrator(need_of(game, first.goal, told, rng), order, rng)
     turns: list[Turn] = []
     seen = first
     while not seen.done and len(turns) < MAX_TURNS:

@@ -55,11 +55,13 @@ season/tasty tear/ragged bury/hidden balance/steady grind/fine wet/moist
 
 VOCABULARY = REGULAR + IRREGULAR
 GENERIC = _pairs("""
-push/pushed pull/pulled touch/touched tap/tapped turn/turned activate/activated operate/operated start/started
-run/running trigger/triggered engage/engaged employ/employed handle/handled try/tried work/working flip/flipped
-ring/rung knock/knocked apply/applied hit/hit
+employ/employed apply/applied operate/operated utilise/utilised activate/activated engage/engaged trigger/triggered
+handle/handled run/running start/started deploy/deployed wield/wielded leverage/leveraged invoke/invoked
+initiate/initiated enable/enabled access/accessed control/controlled manage/managed consult/consulted work/working
+exploit/exploited exercise/exercised harness/harnessed practise/practised adopt/adopted
 """)
-"""What one does with any device: half of the verbs of form "at", so that trial and error there looks for such verbs."""
+"""What one does with any device: most verbs of form "at", so that trial and error there looks for such verbs."""
+GENERIC_SHARE = 0.7
 FIXTURES = _words("""
 Abacus Anvil Barometer Bellows Bongo Compass Cowbell Deskbell Deskfan Deskglobe Deskmirror Deskscale Doorbell Drum
 Easel Fishtank Floorfan Floorglobe Floormirror Floorscale Globe Gong Gramophone Handbell Harp Hourglass Humidifier
@@ -99,14 +101,15 @@ class HouseRule(msgspec.Struct, frozen=True, kw_only=True):
 
 def sample_rule(rng: random.Random, tool_types: Sequence[str], form: Form) -> HouseRule:
     """A rule with a drawn vocabulary pair and a uniformly drawn tool type."""
-    verb, adjective = rng.choice(GENERIC if form == "at" and rng.random() < 0.5 else VOCABULARY)
+    verb, adjective = rng.choice(GENERIC if form == "at" and rng.random() < GENERIC_SHARE else VOCABULARY)
     return HouseRule(verb=verb, adjective=adjective, tool_type=rng.choice(sorted(tool_types)), form=form)
 
 
 def wrong_verbs(rng: random.Random, right: str, count: int) -> list[str]:
-    """Other verbs to try on a tool of form "at", in random order, half of them generic."""
+    """Other verbs to try on a tool of form "at", in random order, most of them generic."""
     generic, special = ([v for v, _ in pairs if v != right] for pairs in (GENERIC, VOCABULARY))
-    drawn = rng.sample(generic, count // 2) + rng.sample(special, count - count // 2)
+    many = min(round(count * GENERIC_SHARE), len(generic))
+    drawn = rng.sample(generic, many) + rng.sample(special, count - many)
     rng.shuffle(drawn)
     return drawn
 
