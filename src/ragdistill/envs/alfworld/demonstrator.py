@@ -17,7 +17,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 _ENTITY = re.compile(r"\ban? ([a-z]+) (\d+)")
@@ -60,10 +60,18 @@ class Need:
         return f"{thing} in {self.target}"
 
 
-def likelihood_order(placements: Iterable[Mapping[str, str]], rooms: Iterable[Sequence[str]]) -> dict[str, list[str]]:
-    """How often an object type lies in a receptacle of each type in training games, as a search order.
+HABITS = 10
+"""Placements that the habits of all objects count for in one object's search order: a small model does not learn the
+chances of rare objects, and then looks anywhere."""
 
-    `placements`: object name → receptacle name, one mapping a game; `rooms`: the receptacle names of each game.
+
+def likelihood_order(
+    placements: Iterable[Mapping[str, str]], rooms: Iterable[Sequence[str]], closed: Collection[str] = ()
+) -> dict[str, list[str]]:
+    """A search order: how often an object type lies in a receptacle of each type in training games, a step of looking.
+
+    `placements`: object name → receptacle name, one mapping a game; `rooms`: the receptacle names of each game;
+    `closed`: receptacle types that must be opened, which doubles the steps.
     """
     seen: dict[str, Counter[str]] = {}
     total: Counter[str] = Counter()
@@ -72,10 +80,13 @@ def likelihood_order(placements: Iterable[Mapping[str, str]], rooms: Iterable[Se
             seen.setdefault(_type(obj), Counter())[_type(place)] += 1
     for names in rooms:
         total.update(_type(n) for n in names)
-    return {
-        obj: sorted(total, key=lambda r: (-counts[r] / total[r], r))
-        for obj, counts in sorted(seen.items())
-    }  # fmt: skip
+    everything = sum(seen.values(), Counter[str]())
+
+    def worth(counts: Counter[str], place: str) -> float:
+        often = counts[place] + HABITS * everything[place] / everything.total()
+        return often / total[place] / (2 if place in closed else 1)
+
+    return {obj: sorted(total, key=lambda r: (-worth(counts, r), r)) for obj, counts in sorted(seen.items())}
 
 
 @dataclass

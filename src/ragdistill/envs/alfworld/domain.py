@@ -14,6 +14,7 @@ from ragdistill.envs.alfworld.games import Game, read_game
 from ragdistill.envs.alfworld.goals import HOUSE_AT, HOUSE_WITH, KINDS, PICK, TWO
 from ragdistill.envs.alfworld.houserules import VOCABULARY, wrong_verbs
 from ragdistill.envs.alfworld.official import VARIABLE, official_root, official_tasks
+from ragdistill.envs.alfworld.rooms import OPENABLE
 from ragdistill.envs.alfworld.splits import generate_split
 from ragdistill.envs.paraphrase import generic_hint, rule_hint, warning_hint
 from ragdistill.errors import ConfigError, DataError
@@ -94,9 +95,10 @@ def search_order(games: Sequence[Game]) -> SearchOrder:
     """Where to look for each object type; all fixtures share one order."""
     metas = [g.meta for g in games if g.meta]
     rooms = [m.receptacles for m in metas]
-    order = likelihood_order([m.placement for m in metas], rooms)
+    closed = {t.lower() for t in OPENABLE}
+    order = likelihood_order([m.placement for m in metas], rooms, closed)
     stands = [(m.tool, m.placement[t]) for m in metas for t in m.tools if t in m.placement]
-    shared = likelihood_order([{"fixture 1": place} for _, place in stands], rooms)
+    shared = likelihood_order([{"fixture 1": place} for _, place in stands], rooms, closed)
     return order | {tool: shared["fixture"] for tool, _ in stands}
 
 
