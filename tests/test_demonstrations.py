@@ -290,7 +290,7 @@ def test_a_refused_place_is_left_for_the_end() -> None:
 
 
 @given(st.integers(0, 10_000))
-def test_the_untold_try_each_receptacle_once_in_any_order(seed: int) -> None:
+def test_the_untold_try_each_receptacle_once_round_the_list_from_any_on(seed: int) -> None:
     need = Need(object="mug", target="bed", property="waxed", verb="wax", tool="bed")
     seen = "You see a bed 1, a desk 1, a sofa 2, a sofa 1.\n\nYour task is to: put a waxed mug in bed."
     player = Demonstrator(need, {"mug": ["sofa", "desk"]}, random.Random(seed))
@@ -301,11 +301,12 @@ def test_the_untold_try_each_receptacle_once_in_any_order(seed: int) -> None:
         seen = replies.get(actions[-1], replies.get(actions[-1].split()[0], "Nothing happens."))
         if actions[-1].startswith("wax"):
             assert actions[-2] in (f"go to {actions[-1].split(' with ')[1]}", "take mug 1 from sofa 2")
-    tried = [a for a in actions if a.startswith("wax")]
-    assert sorted(tried) == [f"wax mug 1 with {r}" for r in ("bed 1", "desk 1", "sofa 1", "sofa 2")]
+    tried = [a.removeprefix("wax mug 1 with ") for a in actions if a.startswith("wax")]
+    listing = ["bed 1", "desk 1", "sofa 2", "sofa 1"] * 2
+    assert tried == listing[listing.index(tried[0]) :][:4]
 
 
-def test_tries_come_in_every_order() -> None:
+def test_tries_start_anywhere() -> None:
     def first_try(seed: int) -> str:
         need = Need(object="mug", target="bed", property="waxed", verb="wax", tool="bed")
         player = Demonstrator(need, {"mug": ["desk"]}, random.Random(seed))

@@ -1,8 +1,8 @@
 """A scripted player that reads observations only and says why it acts: the source of cold-start demonstrations.
 
 It knows the interface (search, open, take, move) and, when told, one house rule. Untold, it is a naive explorer: it
-tries the operation with one receptacle after the other, in random order, or one verb after the other on a tool it can
-see, and gives up with the episode. It has no rule for cleaning, heating, cooling or lamps.
+tries the operation with one receptacle after the other, round the room's list from a random one on, or one verb after
+the other on a tool it can see, and gives up with the episode. It has no rule for cleaning, heating, cooling or lamps.
 
 What a small model needs is built in. Each thought restates the whole need, a told rule with it: the first one copies
 the rule from the hint, every later one from the thought before. "I found" always names what the last need named, and
@@ -96,7 +96,7 @@ class Demonstrator:
     need: Need
     order: SearchOrder
     rng: random.Random = field(default_factory=lambda: random.Random(0))
-    """Draws what the untold try next."""
+    """Draws where the untold start."""
     listing: list[str] = field(default_factory=list)
     """Receptacle names, in the room's own order."""
     at: str = ""
@@ -248,10 +248,15 @@ class Demonstrator:
         return f"{failed}{state} I go to {tool}.", f"go to {tool}"
 
     def _next_tool(self) -> str:
-        """Any receptacle not tried yet, each as likely: one that explores in order finds the tool early or never."""
-        left = [r for r in self.listing if r not in self.tried]
-        if self.trying in self.tried or not self.trying:
-            self.trying = self.rng.choice(left) if left else self._first(self.need.tool)
+        """Any receptacle first, then the next ones in the room's list, which starts again at its end.
+
+        Random throughout, and a small model makes things up; in order from the first on, and it never meets what
+        stands last.
+        """
+        if not self.trying:
+            self.trying = self.rng.choice(self.listing)
+        elif self.trying in self.tried:
+            self.trying = self.listing[(self.listing.index(self.trying) + 1) % len(self.listing)]
         return self.trying
 
     def _deliver(self) -> tuple[str, str]:

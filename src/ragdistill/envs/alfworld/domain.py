@@ -106,7 +106,7 @@ def mixture(params: ColdstartParams) -> dict[str, int]:
     """Games per kind: plain pick and two-object tasks, house rules of both forms."""
     plain = round(params.demos * params.plain)
     rules = params.demos - plain
-    return {PICK: plain - plain // 2, TWO: plain // 2, HOUSE_WITH: rules - rules * 2 // 5, HOUSE_AT: rules * 2 // 5}
+    return {PICK: plain - plain // 2, TWO: plain // 2, HOUSE_WITH: rules - rules // 3, HOUSE_AT: rules // 3}
 
 
 def demonstrate(

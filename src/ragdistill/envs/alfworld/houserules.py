@@ -56,9 +56,8 @@ season/tasty tear/ragged bury/hidden balance/steady grind/fine wet/moist
 VOCABULARY = REGULAR + IRREGULAR
 GENERIC = _pairs("""
 employ/employed apply/applied operate/operated utilise/utilised activate/activated engage/engaged trigger/triggered
-handle/handled run/running start/started deploy/deployed wield/wielded leverage/leveraged invoke/invoked
-initiate/initiated enable/enabled access/accessed control/controlled manage/managed consult/consulted work/working
-exploit/exploited exercise/exercised harness/harnessed practise/practised adopt/adopted
+handle/handled run/running start/started work/working control/controlled enable/enabled turn/turned push/pushed
+pull/pulled touch/touched tap/tapped set/set
 """)
 """What one does with any device: most verbs of form "at", so that trial and error there looks for such verbs."""
 GENERIC_SHARE = 0.7
