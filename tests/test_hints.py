@@ -277,6 +277,24 @@ def test_the_right_command_with_a_wrong_tool_is_not_advised_against() -> None:
     ]
 
 
+def test_a_wrong_verb_for_the_tool_of_a_told_rule_is_not_advised_against() -> None:
+    goal, start = "look at pen under the desklamp.", ["take pen 1 from desk 1"]
+    wrong = [*start, "!apply desklamp 1", "!apply desklamp 1"]
+    lost = [play(goal, "lamp", wrong, won=False, task=f"l{n}", objects="a pen 1") for n in range(6)]
+    won = [play(goal, "lamp", [*start, "use desklamp 1"], won=True, task=f"w{n}", objects="a pen 1") for n in range(2)]
+    warning = "Do not repeat apply {desklamp} after it had no effect."
+    assert texts(mine(corpus() + lost, PARAMS), "lamp", "redundancy") == [warning], "no rule is told"
+    told = mine(corpus() + lost + won, PARAMS)
+    assert texts(told, "lamp", "redundancy") == []
+    assert any("use {desklamp}" in t for t in texts(told, "lamp", "contrast"))
+
+
+def test_one_trajectory_makes_no_habit() -> None:
+    acts = ["go to microwave 1", "!heat egg 1 with microwave 1", "!heat egg 1 with microwave 1"]
+    lost = play("put some egg on desk.", "odd", acts, won=False, task="r", objects="a egg 1")
+    assert texts(mine([*corpus(), lost], msgspec.structs.replace(PARAMS, min_support=1)), "odd", "redundancy") == []
+
+
 def test_affordance_reads_offered_commands_that_no_failure_tried() -> None:
     params = msgspec.structs.replace(PARAMS, kinds=("affordance",))
     with pytest.raises(ConfigError, match="record_admissible"):

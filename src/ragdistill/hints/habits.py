@@ -22,6 +22,8 @@ _AFFORDANCE_WEIGHT = 0.25
 
 _MIN_REDUNDANCY = 0.2
 """Smaller differences are single odd commands; naming those would only put them into a small model's mouth."""
+_HABIT = 2
+"""Trajectories that make a repetition a habit."""
 
 Pair = tuple[str, str]
 """(command template, template that must come first)."""
@@ -91,6 +93,7 @@ def mine_redundancy(views: Sequence[View], params: HintsParams) -> list[Hint]:
     for bucket, group in by_bucket(views).items():
         wins = sum(v.success for v in group)
         right = {skeleton(p.template) for v in group if v.success for p in v.steps if p.valid and OBJECT in p.template}
+        told = _only_in_successes(group)
         found: dict[str, list[View]] = defaultdict(list)
         for v in group:
             for template in _vain_repeats(v):
@@ -98,10 +101,21 @@ def mine_redundancy(views: Sequence[View], params: HintsParams) -> list[Hint]:
         for template, where in sorted(found.items()):
             won = sum(v.success for v in where)
             score = share(len(where) - won, len(group) - wins) - share(won, wins)
-            if len(where) >= params.min_support and score >= _MIN_REDUNDANCY and skeleton(template) not in right:
+            beside = skeleton(template) in right or placeholders(template) in told
+            if len(where) >= max(params.min_support, _HABIT) and score >= _MIN_REDUNDANCY and not beside:
                 text, lost = redundancy_text(template), [v for v in where if not v.success]
                 hints.append(make_hint(bucket, text, "redundancy", len(where), _REDUNDANCY_WEIGHT * score, (lost,)))
     return hints
+
+
+def _only_in_successes(group: Sequence[View]) -> set[tuple[str, ...]]:
+    """Placeholders of accepted commands that no failure has: "use {desklamp}" is a rule that contrast tells.
+
+    "Do not repeat apply {desklamp}" beside it would put the wrong verb into a small model's mouth.
+    """
+    lost = {p.template for v in group if not v.success for p in v.steps}
+    won = {p.template for v in group if v.success for p in v.steps if p.valid} - lost
+    return {placeholders(t) for t in won if set(placeholders(t)) - ROLES}
 
 
 def _vain_repeats(v: View) -> set[str]:
