@@ -17,6 +17,7 @@ setup:  ## make .venv with pinned dependencies (at once when up to date)
 	@sh scripts/setup.sh
 
 run: setup  ## the whole pipeline (dvc repro), then the result table
+	@"$(BIN)/python" scripts/unlock.py
 	@$(IN) "$(BIN)/dvc" repro
 	@$(IN) "$(BIN)/ragdistill" table
 	@echo "report:  results/report.html"

@@ -156,10 +156,13 @@ def _dvc_config(root: Path) -> configparser.ConfigParser:
 
 
 def check_dvc(root: Path) -> Check:
-    """An initialised DVC repository with a pipeline."""
+    """An initialised DVC repository with a pipeline, and a lock file that DVC can read."""
     absent = [name for name in (".dvc/config", "dvc.yaml") if not (root / name).is_file()]
     if absent:
         return Check(name="dvc", status="missing", detail=f"no {absent[0]} here", fix="run from the project's root")
+    lock = root / ".dvc" / "tmp" / "rwlock"
+    if lock.exists() and not lock.read_text().endswith("}"):
+        return Check(name="dvc", status="missing", detail=f"{lock} is cut off", fix="python scripts/unlock.py")
     return Check(name="dvc", status="ok", detail="repository and pipeline found")
 
 

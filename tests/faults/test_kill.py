@@ -13,6 +13,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -22,10 +23,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from ragdistill.doctor import check_dvc
 from ragdistill.records import Trajectory, read_jsonl
 from tests.faults.conftest import Figure
 from tests.faults.project import LAST, SMALL, entries, fresh, group, journaled, make_project, orphans, run
 
+UNLOCK = Path("scripts/unlock.py").resolve()
 TRAINING = ("r=4", "epochs=1", "batch=4", "max_tokens=32000")
 WHOLE = "\n".join([
     SMALL, "tasks.test=6", "coldstart.enabled=true", "coldstart.demos=4",
@@ -65,9 +68,10 @@ class Watch:
 
 
 def kill_until_done(project: Path, target: tuple[str, ...], moments: Iterator[float]) -> int:
-    """`dvc repro TARGET` again and again, killed after each of `moments` (seconds); the number of kills that hit."""
+    """`make run`'s two steps with TARGET again and again, killed after each of `moments` (seconds); how many hit."""
     watch, kills = Watch(project), 0
     while True:
+        subprocess.run([sys.executable, UNLOCK], cwd=project, check=True)
         with group(project, "-m", "dvc", "repro", *target) as leader:
             try:
                 out, err = leader.communicate(timeout=next(moments, None))
@@ -90,6 +94,19 @@ def assert_same(project: Path, reference: Path) -> int:
     assert set(journaled(project)) == set(journaled(reference))
     assert metrics(project) == metrics(reference)
     return len(found)
+
+
+def test_a_lock_file_cut_off_by_a_kill_is_removed_and_a_whole_one_stays(small: Path, tmp_path: Path) -> None:
+    """DVC writes it in place; every command of DVC refuses half a file."""
+    project = fresh(small, tmp_path / "project")
+    lock = project / ".dvc/tmp/rwlock"
+    for text, stays in (("", False), ('{"read": {"a', False), ('{"read": {}, "write": {}}', True)):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.write_text(text)
+        assert (check_dvc(project).status == "ok") == stays
+        subprocess.run([sys.executable, UNLOCK], cwd=project, check=True)
+        assert lock.exists() == stays
+        assert check_dvc(project).status == "ok"
 
 
 @pytest.mark.timeout(600)
