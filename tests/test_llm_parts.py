@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -16,8 +17,12 @@ cpu_env.apply()
 
 import torch  # noqa: E402
 
+from ragdistill.errors import ConfigError  # noqa: E402
+from ragdistill.llm.chat_format import ChatFormat, load_tokenizer  # noqa: E402
+from ragdistill.llm.counting import bound_tokens, counter, estimate_tokens  # noqa: E402
 from ragdistill.llm.packed import PackedLinear, pack_linears  # noqa: E402
 from ragdistill.llm.sampling import next_tokens  # noqa: E402
+from tests.llm_toys import toy_model  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -124,3 +129,17 @@ def test_the_scripted_model_answers_and_counts_honestly() -> None:
 
     asyncio.run(run())
     assert ScriptedModel(policy, "s").fingerprint() != ScriptedModel(policy, "t").fingerprint()
+
+
+def test_prompts_of_a_served_model_are_counted_exactly_with_its_tokenizer_and_high_without(tmp_path: Path) -> None:
+    chat = [Message(role="system", content="Play."), Message(role="user", content="Go to the sink 1, 水槽.")]
+    directory = toy_model(tmp_path / "toy")
+    exact, how = counter(str(directory))
+    assert "endpoint.tokenizer" in how
+    assert exact(chat) == len(ChatFormat(load_tokenizer(directory)).prompt_ids(chat))
+    high, how = counter(None)
+    assert "estimated" in how and high is estimate_tokens
+    assert len("Play.Go to the sink 1, 水槽.") / 4 < estimate_tokens(chat) < bound_tokens(chat)
+    assert bound_tokens(chat) >= exact(chat), "a byte-level tokenizer"
+    with pytest.raises(ConfigError, match="no directory"):
+        counter(str(tmp_path / "absent"))

@@ -83,8 +83,18 @@ def test_a_wrong_type_or_range_is_refused_by_name(key: str, value: Any) -> None:
     assert f"$.{key}" in str(caught.value)
 
 
+def test_a_budget_without_prices_is_refused_once_the_endpoint_is_used() -> None:
+    raw = changed("endpoint.prices", {"prompt": 0.0, "cached": 0.0, "completion": 0.0})
+    convert_params(raw)
+    raw["model"]["teacher"] = "endpoint"
+    with pytest.raises(ConfigError, match="endpoint.budget cannot be kept"):
+        convert_params(raw)
+    raw["endpoint"]["budget"] = None
+    convert_params(raw)
+
+
 def test_null_is_a_value_only_where_it_means_something() -> None:
-    for key in ("model.teacher", "model.script", "strip.max_invalid"):
+    for key in ("model.teacher", "model.script", "strip.max_invalid", "endpoint.api_key_env", "endpoint.budget"):
         convert_params(changed(key, None))
 
 
@@ -119,6 +129,9 @@ def test_parameters_cannot_be_changed_by_a_stage() -> None:
         ("sft.seeds", [], "sft.seeds is empty"),
         ("coldstart.plain", 0.9, "exceed 1"),
         ("model.engine", "scripted", "set model.script"),
+        ("endpoint.base_url", "localhost:8000/v1", "no http"),
+        ("endpoint.base_url", "https://me:secret@host/v1", "holds a user or a query"),
+        ("endpoint.base_url", "https://host/v1?key=secret", "holds a user or a query"),
     ],
 )
 def test_values_that_are_wrong_together_fail_before_anything_runs(key: str, value: object, says: str) -> None:

@@ -32,5 +32,9 @@ class EnvironmentFault(RagdistillError, RuntimeError):
     """Infrastructure failed under an episode (dead worker, time-out); the episode ends as `infra_error`."""
 
 
+class BudgetError(RagdistillError, RuntimeError):
+    """The next paid call might exceed `endpoint.budget`; it is not made, and what was paid for is kept."""
+
+
 class EmptyResultError(RagdistillError, RuntimeError):
     """A stage produced nothing to go on with (zero successes, zero hints); says which parameter to change."""

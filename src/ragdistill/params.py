@@ -10,6 +10,7 @@ import difflib
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -54,10 +55,29 @@ class AgentParams(Section, frozen=True):
 class ModelParams(Section, frozen=True):
     base: str
     teacher: str | None
-    engine: Literal["auto", "openvino", "batched", "reference", "scripted"]
+    engine: Literal["auto", "openvino", "batched", "reference", "scripted", "endpoint"]
     script: str | None
     dtype: Literal["auto", "bfloat16", "float32"]
     concurrency: Positive
+
+
+class PriceParams(Section, frozen=True):
+    prompt: NonNegativeFloat
+    cached: NonNegativeFloat
+    completion: NonNegativeFloat
+
+
+class EndpointParams(Section, frozen=True):
+    base_url: str
+    model: str
+    api_key_env: str | None
+    tokenizer: str | None
+    deadline: PositiveFloat
+    retries: NonNegative
+    max_concurrency: Positive
+    prices: PriceParams
+    budget: NonNegativeFloat | None
+    currency: str
 
 
 class TasksParams(Section, frozen=True):
@@ -154,6 +174,7 @@ class Params(Section, frozen=True):
     env: EnvParams
     agent: AgentParams
     model: ModelParams
+    endpoint: EndpointParams
     tasks: TasksParams
     coldstart: ColdstartParams
     rollouts: RolloutsParams
@@ -199,6 +220,24 @@ def _contradictions(p: Params) -> list[tuple[bool, str]]:
         (not p.sft.seeds, "sft.seeds is empty; give at least one training seed, e.g. [0]."),
         (p.coldstart.plain + p.coldstart.hinted > 1.0, "coldstart.plain + coldstart.hinted exceed 1."),
         (p.model.engine == "scripted" and not p.model.script, "model.engine is scripted; set model.script."),
+        *_endpoint_contradictions(p),
+    ]
+
+
+def _endpoint_contradictions(p: Params) -> list[tuple[bool, str]]:
+    url, e = urlsplit(p.endpoint.base_url), p.endpoint
+    free = not (e.prices.prompt or e.prices.completion)
+    served = "endpoint" in (p.model.engine, p.model.teacher)
+    return [
+        (url.scheme not in ("http", "https") or not url.hostname, "endpoint.base_url is no http(s) address."),
+        (
+            "@" in url.netloc or bool(url.query),  # this file is committed and logged
+            "endpoint.base_url holds a user or a query; put the key into the variable endpoint.api_key_env names.",
+        ),
+        (
+            served and free and e.budget is not None,
+            "endpoint.budget cannot be kept while endpoint.prices are 0; set the prices, or budget: null.",
+        ),
     ]
 
 

@@ -109,6 +109,8 @@ class StopReason(StrEnum):
     """System text, task and hints alone exceed the context budget, or nothing is left to drop."""
     NO_ACTION = "no_action"
     """Too many replies in a row held no action (`agent.no_action_limit`)."""
+    BAD_REPLY = "bad_reply"
+    """The model's server answered without a reply to play: a refusal, no choice, a malformed or broken-off one."""
     INFRA_ERROR = "infra_error"
     """Engine, worker or endpoint failed. Never counted as the agent's failure; replayed by the next run."""
 
@@ -159,7 +161,7 @@ class Trajectory(Record, frozen=True, kw_only=True):
     environment: str = ""
     """Fingerprint of the environment."""
     error: str = ""
-    """Set for `infra_error` only."""
+    """Set for `infra_error` and `bad_reply` only."""
     schema: Schema = SCHEMA
 
     @property

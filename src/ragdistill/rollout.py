@@ -199,6 +199,9 @@ class Episode:
             if reply.finish == "context":
                 self.stop = StopReason.CONTEXT_FULL
                 return
+            if reply.finish == "error":
+                self.stop, self.error = StopReason.BAD_REPLY, _utf8(reply.text)
+                return
             await self._act(env, _utf8(reply.text))
             stop = self._stop_reason()
             if stop:

@@ -164,7 +164,7 @@ class _Heard:
 
     async def chat(self, messages: Sequence[Message], sampling: Sampling, conversation: str = "") -> Reply:
         reply = await self._model.chat(messages, sampling, conversation)
-        if reply.finish == "context":
+        if reply.finish in ("context", "error"):
             return reply
         self._turn += 1
         parsed = self._agent.parse(reply.text)

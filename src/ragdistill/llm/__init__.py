@@ -23,9 +23,10 @@ class Reply(Record, frozen=True, kw_only=True):
     """One completion."""
 
     text: str
+    """The model's words; with finish "error" why there are none that could be played."""
     usage: Usage
     finish: str = "stop"
-    """stop | length | context | error"""
+    """stop | length | context | error (refused, empty, malformed, cut short by the server)"""
 
 
 class ChatModel(Protocol):

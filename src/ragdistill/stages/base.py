@@ -16,6 +16,9 @@ def body(params: Params) -> str:
     if params.model.teacher is None:
         TEACHER.mkdir(parents=True)
         (TEACHER / "same_as_base").write_text("The base model teaches (model.teacher is null).\n")
+    elif params.model.teacher == "endpoint":
+        TEACHER.mkdir(parents=True)
+        (TEACHER / "endpoint").write_text("A served model teaches (model.teacher is endpoint).\n")
     else:
         link_tree(resolve_model(params.model.teacher, cache_dir("models")), TEACHER)
     return f"{params.model.base}, {model_fingerprint(RAW)}"

@@ -25,6 +25,7 @@ from ragdistill.params import Params
 from ragdistill.records import StopReason, Task, Trajectory, read_json
 from ragdistill.rollout import Progress, Retrieve, Setting, play_all
 from ragdistill.stages.common import BASE, IDENTITY, TEACHER
+from ragdistill.stages.spending import SERVED, is_served, stage_name, tell
 
 MAX_INFRA_SHARE = 0.05
 """More infrastructure faults than this make a stage fail: its numbers would stand on the rest only."""
@@ -35,6 +36,13 @@ def open_model(params: Params, directory: Path, adapter: Path | None = None) -> 
     name = adapter.name if adapter else directory.name
     if params.model.engine == "scripted":
         return _scripted(params.model.script, name)
+    if params.model.engine == SERVED or (directory / SERVED).exists():
+        if adapter:
+            raise ConfigError(
+                f"The endpoint cannot play the adapter {name}; use model.engine for the students and "
+                f"model.teacher: {SERVED} for the served model."
+            )
+        return open_endpoint(params)
     cpu_env.apply()
     batch, engine = params.model.concurrency, params.model.engine
     if engine == "openvino" or (engine == "auto" and params.model.dtype == "auto" and has_openvino()):
@@ -45,6 +53,13 @@ def open_model(params: Params, directory: Path, adapter: Path | None = None) -> 
 
     dtype = params.model.dtype
     return LocalEngine(directory, adapter, dtype=dtype, max_batch=batch, reference=engine == "reference")
+
+
+def open_endpoint(params: Params) -> ChatModel:
+    """The served model, with the journal of calls and the ledger that all stages and experiments share."""
+    from ragdistill.llm.endpoint import EndpointModel
+
+    return EndpointModel(params.endpoint, cache_dir("journal", "calls"), cache_dir("ledger.jsonl"), stage_name())
 
 
 def has_openvino() -> bool:
@@ -97,13 +112,15 @@ def play(
         record_admissible=params.rollouts.record_admissible,
     )
     journal = Journal(cache_dir("journal", "episodes"), Trajectory)
+    at_once = params.endpoint.max_concurrency if is_served(model) else params.model.concurrency
     try:
-        done = asyncio.run(_play(params, setting, jobs, model, journal))
+        done = asyncio.run(_play(params, setting, jobs, model, journal, at_once))
     except KeyboardInterrupt:
         kept = sum(journal.get(setting.key(task, attempt)) is not None for task, attempt in jobs)
         raise KeyboardInterrupt(f"{kept} finished episodes are kept") from None
     finally:
         model.close()
+        tell(model)
     infra = [t for t in done if t.stop is StopReason.INFRA_ERROR]
     if len(infra) > MAX_INFRA_SHARE * len(done):
         raise EnvironmentFault(
@@ -114,19 +131,24 @@ def play(
 
 
 async def _play(
-    params: Params, setting: Setting, jobs: Sequence[tuple[Task, int]], model: ChatModel, journal: Journal[Trajectory]
+    params: Params,
+    setting: Setting,
+    jobs: Sequence[tuple[Task, int]],
+    model: ChatModel,
+    journal: Journal[Trajectory],
+    at_once: int,
 ) -> list[Trajectory]:
     factory = make_domain(params.env).env_factory(cache_dir("env"), params.rollouts.record_admissible)
     pool = EnvPool(
         factory,
         workers=params.env.workers,
-        slots=-(-params.model.concurrency // params.env.workers),
+        slots=-(-at_once // params.env.workers),
         recycle_after=params.env.recycle_after,
         timeout=params.env.step_timeout,
     )
     try:
         with show(setting.policy) as display:
-            return await play_all(jobs, setting, model, pool, journal, params.model.concurrency, display)
+            return await play_all(jobs, setting, model, pool, journal, at_once, display)
     finally:
         await pool.close()
 

@@ -24,6 +24,7 @@ from ragdistill.stages.common import (
     read_timing,
     run_stage,
 )  # fmt: skip
+from ragdistill.stages.spending import collect
 
 
 def runs(params: Params) -> list[Path]:
@@ -50,10 +51,14 @@ def body(params: Params) -> str:
         primary=params.evaluate.primary, params=params.report,
     )  # fmt: skip
     losses, trainings = adapters(params)
-    timing = read_timing()
+    timing, spending = read_timing(), collect()
     # rooms are for the page: hundreds of numbers would bury the others in `dvc metrics` and MLflow
     write_json(RESULTS / "metrics.json", {k: v for k, v in metrics.items() if k != "by_room"})
     write_json(RESULTS / "timing.json", timing)
+    if spending:
+        write_json(RESULTS / "spending.json", spending)
+    else:
+        (RESULTS / "spending.json").unlink(missing_ok=True)
     write_csvs(RESULTS / "plots", metrics, losses)
     first = {f.name.rpartition("-")[0]: f for f in reversed(folders)}
     page = Page(

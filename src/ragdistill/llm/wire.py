@@ -1,0 +1,232 @@
+"""One attempt of one chat call over HTTP, and what became of it. The only module that imports `openai`.
+
+Every end has a kind: an `Answer` (a reply to play, or finish "error" with the reason why there is none), a `Failure`
+that another attempt may mend, or a `ConfigError` that no attempt mends (key, model, address, credit, a parameter the
+server refuses). The body is decoded here, strictly, because the client accepts anything. Whatever a server says is
+untrusted, and may repeat the key: texts pass `Wire.clean`. Knows no retries, no money and no journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from ragdistill.errors import ConfigError
+from ragdistill.llm import Reply, Sampling
+from ragdistill.records import Message, Usage
+
+if TYPE_CHECKING:
+    from openai import APIStatusError
+
+_SHOWN = 200
+"""Characters of a server's words that are repeated."""
+_UNSENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}
+"""Transport errors of a request that never left: nothing can be billed."""
+_TOO_LONG = ("context_length", "context length", "context size", "maximum context", "too many tokens", "too long")
+_REFUSED = ("content_filter", "content_policy", "content management policy", "invalid_prompt", "safety")
+_NO_CREDIT = ("insufficient_quota", "billing", "credit")
+_CAP_NAMES = ("max_tokens", "max_completion_tokens")
+"""Two names of the same limit: the servers' usual one, and the only one that OpenAI's newer models take."""
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: Count | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: Count
+    completion_tokens: Count
+    prompt_tokens_details: _Details | None = None
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Error(msgspec.Struct):
+    message: str = ""
+    code: str | int | None = None
+
+
+class _Body(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: _Error | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The server answered; what it says it bills, if it says so."""
+
+    reply: Reply
+    reported: bool
+    """Whether the usage is the server's own."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """No answer; another attempt may have one."""
+
+    reason: str
+    after: float | None = None
+    """Seconds the server asks to wait."""
+    unsure: bool = False
+    """The server may have computed, and may bill, an answer that never came."""
+    crowded: bool = True
+    """Fewer calls at once may help."""
+
+
+class Wire:
+    """An `openai` client of one address and model; use it inside one event loop."""
+
+    def __init__(self, base_url: str, model: str, key: str | None, deadline: float) -> None:
+        """`key` is held in memory only. `deadline`: seconds an attempt may take, connection and body included."""
+        from openai import AsyncOpenAI
+
+        self._base_url, self._model, self._key, self._deadline = base_url, model, key, deadline
+        self._cap = _CAP_NAMES[0]
+        self._client = AsyncOpenAI(base_url=base_url, api_key=key or "none", timeout=deadline, max_retries=0)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    def clean(self, text: str) -> str:
+        """A server's words without the key, on one line, cut."""
+        text = text.replace(self._key, "***") if self._key else text
+        return " ".join(text.split())[:_SHOWN]
+
+    async def ask(self, messages: Sequence[Message], sampling: Sampling) -> Answer | Failure:
+        """Send one request and say what became of it; raises `ConfigError` for what no other attempt would mend."""
+        from openai import APIConnectionError, APIStatusError, OpenAIError
+
+        cap = self._cap
+        try:
+            async with asyncio.timeout(self._deadline):
+                body = self._request(messages, sampling, cap)
+                raw = await self._client.chat.completions.with_raw_response.create(**body)
+                return self._read(raw.content)
+        except (TimeoutError, APIConnectionError) as e:
+            cause = type(e.__cause__).__name__
+            if isinstance(e, TimeoutError) or (cause not in _UNSENT and "Timeout" in cause):
+                return Failure(f"no answer within {self._deadline:g} s", unsure=True)
+            return Failure(f"the connection failed ({cause})", unsure=cause not in _UNSENT)
+        except APIStatusError as e:
+            return self._refused(e, cap)
+        except OpenAIError as e:
+            return Failure(f"the client failed ({type(e).__name__})", unsure=True)
+
+    def _request(self, messages: Sequence[Message], sampling: Sampling, cap: str) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": [{"role": m.role, "content": m.content} for m in messages],
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            cap: sampling.max_tokens,
+        }
+        if sampling.temperature > 0:
+            body["seed"] = sampling.seed
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        return body
+
+    def _read(self, content: bytes) -> Answer | Failure:
+        try:
+            body = msgspec.json.decode(content, type=_Body)
+        except msgspec.ValidationError as e:
+            return Answer(_unusable(f"malformed reply: {self.clean(str(e))}", None), reported=False)
+        except (msgspec.DecodeError, UnicodeDecodeError):  # a proxy's page, or half of an answer
+            return Failure("the answer's body is no JSON", unsure=True)
+        if body.error and not body.choices:
+            return Failure(f"an error in place of an answer: {self.clean(body.error.message)}")
+        return Answer(self._reply(body), reported=body.usage is not None)
+
+    def _reply(self, body: _Body) -> Reply:
+        if not body.choices:
+            return _unusable("empty reply: no choices", body.usage)
+        choice = body.choices[0]
+        text, finish = choice.message.content, choice.finish_reason
+        if choice.message.refusal:
+            return _unusable(f"refusal: {self.clean(choice.message.refusal)}", body.usage)
+        if finish == "content_filter":
+            return _unusable("refusal: stopped by the server's content filter", body.usage)
+        if finish in (None, "error", "abort"):
+            return _unusable(f"broken off by the server (finish_reason {finish})", body.usage)
+        if text is None and finish in ("tool_calls", "function_call"):
+            return _unusable("malformed reply: a tool call that nobody offered", body.usage)
+        text = (text or "").replace(self._key, "***") if self._key else text or ""
+        return Reply(text=text, usage=_usage(body.usage), finish="length" if finish == "length" else "stop")
+
+    def _refused(self, e: APIStatusError, cap: str) -> Answer | Failure:
+        """A status of 400 or more. Nothing is billed for it."""
+        body = e.body if isinstance(e.body, Mapping) else {}
+        status, said = e.status_code, self.clean(str(body.get("message") or e.message))
+        where, words = self._base_url, f"{said} {e.code} {e.type}".lower()
+        if status in (401, 403):
+            raise ConfigError(
+                f"{where} refuses the key (HTTP {status}); check the variable that endpoint.api_key_env names."
+            ) from None
+        if status == 402 or (status == 429 and any(w in words for w in _NO_CREDIT)):
+            raise ConfigError(f"{where} says that the account has no credit (HTTP {status}: {said}).") from None
+        if status in (408, 409, 429) or status >= 500:
+            return Failure(f"HTTP {status}", after=retry_after(e.response.headers, time.time()))
+        if status == 404:
+            raise ConfigError(
+                f"{where} does not know the model {self._model!r} (HTTP 404); "
+                "check endpoint.model and endpoint.base_url."
+            ) from None
+        if status == 413 or any(w in words for w in _TOO_LONG):
+            return Answer(Reply(text="", usage=Usage(), finish="context"), reported=True)
+        if any(w in words for w in _REFUSED):
+            return Answer(_unusable(f"refusal: {said}", None), reported=True)
+        if cap == _CAP_NAMES[0] and _CAP_NAMES[1] in words:
+            self._cap = _CAP_NAMES[1]
+            return Failure("the server wants another name for max_tokens", after=0.0, crowded=False)
+        raise ConfigError(f"{where} refuses the request (HTTP {status}: {said}); check endpoint.model.") from None
+
+
+def _usage(seen: _Usage | None) -> Usage:
+    if seen is None:
+        return Usage()
+    cached = (seen.prompt_tokens_details and seen.prompt_tokens_details.cached_tokens) or 0
+    computed = seen.prompt_tokens - min(cached, seen.prompt_tokens) + seen.completion_tokens
+    return Usage(
+        prompt_tokens=seen.prompt_tokens, completion_tokens=seen.completion_tokens, computed_tokens=computed
+    )  # fmt: skip
+
+
+def _unusable(reason: str, seen: _Usage | None) -> Reply:
+    return Reply(text=reason, usage=_usage(seen), finish="error")
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds that a refusal asks to wait; None if it does not say.
+
+    Reads `retry-after-ms`, or `retry-after` in seconds or as a date. `now`: seconds since the epoch.
+    """
+    try:
+        if "retry-after-ms" in headers:
+            seconds = float(headers["retry-after-ms"]) / 1000
+        else:
+            seconds = float(headers["retry-after"])
+    except KeyError:
+        return None
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(headers["retry-after"]).timestamp() - now
+        except (KeyError, ValueError):
+            return None
+    return max(seconds, 0.0) if seconds < float("inf") else None
