@@ -87,8 +87,8 @@ def serving(script: Script) -> Iterator[Seen]:
     stop = asyncio.Event()
 
     async def chat(request: web.Request) -> web.StreamResponse:
-        number = len(seen.bodies)
         body = await request.json()
+        number = len(seen.bodies)
         seen.bodies.append(body)
         seen.keys.append(request.headers.get("Authorization", ""))
         seen.times.append(time.monotonic())

@@ -20,7 +20,7 @@ from ragdistill.records import EvalEpisode, StopReason, write_json
 from ragdistill.report.metrics import compute_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("doctor", "table", "show", "play", "promote", "rollback", "smoke")
+COMMANDS = ("doctor", "table", "show", "play", "estimate", "promote", "rollback", "smoke")
 HEAVY = ("torch", "mlflow", "alfworld", "textworld", "transformers", "openai", "dvc", "matplotlib", "numpy")
 
 
@@ -78,7 +78,7 @@ def test_a_wrong_command_line_exits_2(monkeypatch: pytest.MonkeyPatch, args: tup
 
 
 @pytest.mark.usefixtures("empty")
-@pytest.mark.parametrize("command", ["table", "play", "promote", "rollback", "smoke"])
+@pytest.mark.parametrize("command", ["table", "play", "estimate", "promote", "rollback", "smoke"])
 def test_outside_of_a_project_each_command_says_so_in_one_sentence(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,6 +56,13 @@ def _play(args: argparse.Namespace) -> int:
     return play(args.model, args.adapter, args.task, args.me)
 
 
+def _estimate(args: argparse.Namespace) -> int:
+    from ragdistill.commands.estimate import Speeds, estimate
+
+    speeds = Speeds(args.prefill, args.decode, args.train, args.latency, args.gpu_price)
+    return estimate(args.params, speeds)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(prog="ragdistill", description="Distil an agent's failures into a better student.")
@@ -79,6 +86,16 @@ def build_parser() -> argparse.ArgumentParser:
     play.add_argument("--adapter", type=Path, help="an adapter directory, such as models/students/distilled-0")
     play.add_argument("--task", metavar="ID", help="a part of a task's id; without it the first development task")
     play.add_argument("--me", action="store_true", help="you act; `history` lists your commands, `quit` ends")
+    cost = add("estimate", _estimate, "estimate tokens, money and time of each stage; asks and spends nothing")
+    cost.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters to estimate")
+    for name, default, what in (
+        ("prefill", 10_000.0, "prompt tokens/s of one GPU, for a 14B model"),
+        ("decode", 1_500.0, "generated tokens/s of one GPU, for a 14B model"),
+        ("train", 1_500.0, "trained tokens/s of one GPU, for a 14B model"),
+        ("latency", 2.0, "seconds an endpoint takes for a reply"),
+        ("gpu-price", 0.0, "money per GPU-hour"),
+    ):
+        cost.add_argument(f"--{name}", type=float, default=default, metavar="X", help=f"{what} (default {default:g})")
     promote = add("promote", _promote, "re-evaluate challenger and champion; move `champion` if the gate opens")
     promote.add_argument("--margin", type=float, help="success share, instead of promote.margin")
     add("rollback", _rollback, "give `champion` back to the version it replaced")

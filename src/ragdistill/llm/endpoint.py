@@ -179,13 +179,13 @@ class EndpointModel:
         """Attempts until one brings an answer, with growing pauses; `EnvironmentFault` after the last."""
         failure = Failure("")
         for attempt in range(self._settings.retries + 1):
-            async with self._limiter.slot() as started:
+            async with self._limiter.slot() as turn:
                 outcome = await self._attempt(call)
                 if isinstance(outcome, Answer):
-                    self._limiter.succeeded(started)
+                    self._limiter.succeeded(turn)
                     return outcome.reply
                 if outcome.crowded:
-                    self._limiter.congested(started)
+                    self._limiter.congested(turn)
                 if (outcome.after or 0.0) > LONGEST_PAUSE:
                     self._shut_until = self._loop.time() + (outcome.after or 0.0)
                 elif outcome.after:

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 START = 4
 """Calls at once in the beginning; every endpoint takes so many."""
@@ -32,8 +33,16 @@ BUSY = 0.8
 """Share of a window's calls that must have left others waiting; with less demand a window measures the demand."""
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A place that a call was given."""
+
+    number: int
+    at: float
+
+
 class AdaptiveLimiter:
-    """`async with slot() as started:` waits for a place; `succeeded` and `congested` say how the call went."""
+    """`async with slot() as turn:` waits for a place; `succeeded` and `congested` say how the call went."""
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
         """`most`: calls at once that are never exceeded."""
@@ -42,9 +51,9 @@ class AdaptiveLimiter:
         """Calls at once that have proved good."""
         self._limit = self._level
         """Calls at once now: the level, or a trial of another number."""
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[Turn]] = deque()
         self._resume_at = 0.0
-        self._in_flight = self.peak = 0
+        self._in_flight = self._turns = self.peak = 0
         self._doubling, self._step, self._upwards = True, MORE, True
         self._patience, self._rest = 1, 0
         self._base: float | None = None
@@ -62,44 +71,44 @@ class AdaptiveLimiter:
         return max(0.0, self._resume_at - self._clock())
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[float]:
-        """Wait for a place, in the order of asking; yields the time at which it was given."""
+    async def slot(self) -> AsyncIterator[Turn]:
+        """Wait for a place, in the order of asking."""
         if self._waiting or not self._free():
-            mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            mine: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
             self._waiting.append(mine)
             if self.resumes_in:
                 self._wake_later()
             try:
-                await mine
+                turn = await mine
             except asyncio.CancelledError:
                 if mine.done() and not mine.cancelled():
                     self._leave()
                 raise
         else:
-            self._enter()
+            turn = self._enter()
         try:
-            yield self._clock()
+            yield turn
         finally:
             self._leave()
 
-    def succeeded(self, started: float) -> None:
-        """The call that began at `started` was answered."""
-        if started < self._since:
+    def succeeded(self, turn: Turn) -> None:
+        """The call was answered."""
+        if turn.number <= self._since:
             return  # it ran under another limit
         self._answered += 1
         late = self._answered - (0 if self._doubling else self.limit)  # the first ones found shorter queues
         if late <= 0:
             return
-        self._latency += self._clock() - started
+        self._latency += self._clock() - turn.at
         self._busy += bool(self._waiting)
         if late >= max(8, self.limit * (1 if self._doubling else 2)):
             if self._busy >= BUSY * late and self._latency > 0:
                 self._judge(self.limit * late / self._latency)  # Little's law: less noise than counting answers
             self._new_window()
 
-    def congested(self, started: float) -> None:
-        """The call that began at `started` was refused, failed on the server or was not answered in time."""
-        if started < self._since:
+    def congested(self, turn: Turn) -> None:
+        """The call was refused, failed on the server or was not answered in time."""
+        if turn.number <= self._since:
             return  # one burst of refusals is one sign
         if self._limit > self._level:
             self._step = self._step if self._doubling else 1 + (self._step - 1) / 2
@@ -152,15 +161,17 @@ class AdaptiveLimiter:
         self._doubling = False
 
     def _new_window(self) -> None:
-        self._since, self._answered, self._busy, self._latency = self._clock(), 0, 0, 0.0
+        self._since, self._answered, self._busy, self._latency = self._turns, 0, 0, 0.0
         self._wake()
 
     def _free(self) -> bool:
         return self._in_flight < self.limit and not self.resumes_in
 
-    def _enter(self) -> None:
+    def _enter(self) -> Turn:
         self._in_flight += 1
+        self._turns += 1
         self.peak = max(self.peak, self._in_flight)
+        return Turn(self._turns, self._clock())
 
     def _leave(self) -> None:
         self._in_flight -= 1
@@ -170,8 +181,7 @@ class AdaptiveLimiter:
         while self._waiting and self._free():
             first = self._waiting.popleft()
             if not first.done():
-                self._enter()
-                first.set_result(None)
+                first.set_result(self._enter())
 
     def _wake_later(self) -> None:
         asyncio.get_running_loop().call_later(self.resumes_in + 1e-3, self._wake)

@@ -1,0 +1,192 @@
+"""The number of calls at once follows the server, and the account is right over kills and processes."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import random
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ragdistill.errors import BudgetError
+from ragdistill.llm.ledger import Ledger
+from ragdistill.llm.limiter import AdaptiveLimiter
+from ragdistill.params import PriceParams
+from ragdistill.records import Usage
+
+PRICES = PriceParams(prompt=1.0, cached=0.5, completion=2.0)
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Sleeping costs no time: the clock jumps to whatever is due next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 0.0
+        select = self._selector.select
+
+        def jump(timeout: float | None = None):
+            self._now += timeout or 0.0
+            return select(0)
+
+        self._selector.select = jump
+
+    def time(self) -> float:
+        return self._now
+
+
+def virtual(main: Callable[[VirtualLoop], Coroutine[Any, Any, Any]]) -> Any:
+    loop = VirtualLoop()
+    try:
+        return loop.run_until_complete(main(loop))
+    finally:
+        loop.close()
+
+
+def throughput(capacity: int, *, refuses: bool, calls: int = 2500, clients: int = 64) -> tuple[float, int]:
+    """(share of `capacity` calls a second that were answered, the limit in the end); a call takes about a second."""
+
+    async def main(loop: VirtualLoop) -> tuple[float, int]:
+        limiter, rng, places = AdaptiveLimiter(clients, loop.time), random.Random(0), asyncio.Semaphore(capacity)
+        left, half = calls, 0.0
+
+        async def client() -> None:
+            nonlocal left, half
+            while left > 0:
+                async with limiter.slot() as turn:
+                    if refuses and places.locked():
+                        limiter.congested(turn)
+                        limiter.pause(0.5)
+                        continue
+                    async with places:
+                        await asyncio.sleep(max(0.1, rng.gauss(1, 0.3)))
+                    limiter.succeeded(turn)
+                    left -= 1
+                    half = loop.time() if left == calls // 2 else half
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+        return calls / 2 / (loop.time() - half) / capacity, limiter.limit
+
+    return virtual(main)
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 20, 40])
+def test_a_queueing_server_is_kept_busy(capacity: int) -> None:
+    share, _ = throughput(capacity, refuses=False)
+    assert share > 0.9
+
+
+@pytest.mark.parametrize("capacity", [2, 5, 20, 40])
+def test_a_refusing_server_is_kept_busy_and_its_capacity_is_found(capacity: int) -> None:
+    share, limit = throughput(capacity, refuses=True)
+    assert share > 0.85
+    assert 0.7 * capacity <= limit <= 1.3 * capacity + 1
+
+
+def test_refusals_take_the_limit_down_to_one_and_a_burst_counts_once() -> None:
+    async def main(loop: VirtualLoop) -> list[int]:
+        limiter, seen = AdaptiveLimiter(64, loop.time), []
+
+        async def refused() -> None:
+            async with limiter.slot() as turn:
+                await asyncio.sleep(1)
+                limiter.congested(turn)
+
+        for _ in range(12):
+            await asyncio.gather(*(refused() for _ in range(limiter.limit)))
+            seen.append(limiter.limit)
+        return seen
+
+    limits = virtual(main)
+    assert limits[0] == 3 and limits[-1] == 1
+    assert limits == sorted(limits, reverse=True)
+
+
+def test_little_demand_raises_nothing() -> None:
+    async def main(loop: VirtualLoop) -> int:
+        limiter = AdaptiveLimiter(64, loop.time)
+        for _ in range(200):
+            async with limiter.slot() as turn:
+                await asyncio.sleep(1)
+                limiter.succeeded(turn)
+        return limiter.limit
+
+    assert virtual(main) == 4
+
+
+def test_a_cancelled_waiter_takes_no_place_and_order_is_kept() -> None:
+    async def main(loop: VirtualLoop) -> list[int]:
+        limiter, served = AdaptiveLimiter(1, loop.time), []
+
+        async def one(i: int) -> None:
+            async with limiter.slot():
+                served.append(i)
+                await asyncio.sleep(1)
+
+        tasks = [loop.create_task(one(i)) for i in range(6)]
+        await asyncio.sleep(0.5)
+        tasks[2].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert limiter.peak == 1
+        return served
+
+    assert virtual(main) == [0, 1, 3, 4, 5]
+
+
+def ledger(path: Path, budget: float | None = None, stage: str = "rollouts", currency: str = "EUR") -> Ledger:
+    return Ledger(path, stage, "m", PRICES, budget, currency)
+
+
+USED = Usage(prompt_tokens=1_000_000, completion_tokens=500_000, computed_tokens=900_000)
+"""400,000 computed and 600,000 cached prompt tokens: 0.4 + 0.3 + 1.0."""
+
+
+def test_money_is_what_computed_cached_and_written_tokens_cost(tmp_path: Path) -> None:
+    book = ledger(tmp_path / "l")
+    ticket = book.reserve(10, 10)
+    assert ticket
+    book.settle(ticket, USED)
+    assert book.account.money == pytest.approx(1.7) == book.spent
+    assert (book.account.prompt_tokens, book.account.cached_tokens) == (1_000_000, 600_000)
+    assert ledger(tmp_path / "l").spent == pytest.approx(1.7), "the next process knows"
+    assert ledger(tmp_path / "l", currency="USD").spent == 0
+
+
+def test_a_reservation_of_a_killed_process_counts_at_its_worst(tmp_path: Path) -> None:
+    dead = ledger(tmp_path / "l", budget=10.0)
+    assert dead.reserve(4_000_000, 0)
+    with (tmp_path / "l").open("ab") as f:
+        f.write(b'{"id":"torn","reser')
+    alive = ledger(tmp_path / "l", budget=10.0)
+    assert alive.spent == pytest.approx(4.0)
+    ticket = alive.reserve(5_000_000, 0)
+    assert ticket and alive.reserve(2_000_000, 0) is None, "wait: what is under way may turn out cheaper"
+    alive.fail(ticket, unsure=False)
+    assert alive.spent == pytest.approx(4.0)
+    with pytest.raises(BudgetError, match=r"raise endpoint\.budget"):
+        alive.reserve(7_000_000, 0)
+
+
+def spend(path: Path) -> None:
+    book = ledger(path, budget=50.0)
+    for _ in range(100):
+        try:
+            ticket = book.reserve(1_000_000, 0)
+        except BudgetError:
+            return
+        assert ticket
+        book.settle(ticket, Usage(prompt_tokens=1_000_000, computed_tokens=1_000_000))
+
+
+def test_processes_at_once_share_one_budget(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=spend, args=(tmp_path / "l",)) for _ in range(3)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join(30)
+        assert w.exitcode == 0
+    assert ledger(tmp_path / "l").spent == pytest.approx(50.0)
