@@ -192,14 +192,12 @@ def assumptions(p: Params, metrics: Mapping[str, Any] | None, timed: bool, speed
     source = f"measured, {METRICS}" if metrics else "not measured: the paper's 14B ReAct agent, 40 tokens a reply"
     for name, play in (("an episode", base), ("with hints", hinted)):
         yield (
-            f"{name}: {play.steps:.1f} steps, {play.prompt:,.0f} prompt tokens ({play.computed:,.0f} with prefix reuse), "
+            f"{name}: {play.steps:.1f} steps, {play.prompt:,.0f} prompt tokens, {play.computed:,.0f} with reuse, "
             f"{play.completion:,.0f} completion, {play.success:.0%} won ({source})"
         )
-    yield (
-        f"prompts: grow linearly to {GROWN} times their mean, {p.agent.context_tokens:,} tokens at most"
-        if (metrics is None)
-        else "prompts: a student is taken to play like the base"
-    )
+    if metrics is None:
+        yield f"prompts: grow linearly to {GROWN} times their mean, {p.agent.context_tokens:,} tokens at most"
+    yield "students: taken to play like the base"
     yield (
         f"endpoint: {e.model}, {e.prices.prompt} / {e.prices.cached} / {e.prices.completion} {e.currency} per million "
         f"prompt / cached / completion tokens, {speeds.latency:g} s a reply, {e.max_concurrency} at once"

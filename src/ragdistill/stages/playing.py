@@ -34,8 +34,6 @@ MAX_INFRA_SHARE = 0.05
 def open_model(params: Params, directory: Path, adapter: Path | None = None) -> ChatModel:
     """The engine that `params.model` names, with `directory`'s weights (and `adapter` merged into them)."""
     name = adapter.name if adapter else directory.name
-    if params.model.engine == "scripted":
-        return _scripted(params.model.script, name)
     if params.model.engine == SERVED or (directory / SERVED).exists():
         if adapter:
             raise ConfigError(
@@ -43,6 +41,8 @@ def open_model(params: Params, directory: Path, adapter: Path | None = None) -> 
                 f"model.teacher: {SERVED} for the served model."
             )
         return open_endpoint(params)
+    if params.model.engine == "scripted":
+        return _scripted(params.model.script, name)
     cpu_env.apply()
     batch, engine = params.model.concurrency, params.model.engine
     if engine == "openvino" or (engine == "auto" and params.model.dtype == "auto" and has_openvino()):
