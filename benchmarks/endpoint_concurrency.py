@@ -19,14 +19,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.misbehaving import Act, Seen, serving
+
 from ragdistill.llm import Sampling
 from ragdistill.llm.endpoint import EndpointModel
 from ragdistill.llm.limiter import AdaptiveLimiter
 from ragdistill.params import EndpointParams, PriceParams
 from ragdistill.records import Message
-from tests.misbehaving import Act, Seen, serving
 
-SWEEP = (4, 8, 12, 16, 20, 24, 32, 48, 64, 96)
+SWEEP = (8, 12, 16, 20, 24, 32, 64)
 
 
 class FixedLimiter(AdaptiveLimiter):

@@ -87,7 +87,7 @@ def test_a_budget_without_prices_is_refused_once_the_endpoint_is_used() -> None:
     raw = changed("endpoint.prices", {"prompt": 0.0, "cached": 0.0, "completion": 0.0})
     convert_params(raw)
     raw["model"]["teacher"] = "endpoint"
-    with pytest.raises(ConfigError, match="endpoint.budget cannot be kept"):
+    with pytest.raises(ConfigError, match=r"endpoint\.budget cannot be kept"):
         convert_params(raw)
     raw["endpoint"]["budget"] = None
     convert_params(raw)

@@ -144,6 +144,20 @@ def gamble(_: Sequence[Message], sampling: Sampling) -> str:
     return say("win") if luck == 0 else say("lose") if luck == 1 else "hm" if luck == 2 else say(f"poke {luck}")
 
 
+def test_a_reply_that_is_none_ends_the_episode_with_its_reason_and_is_not_played_again(tmp_path: Path) -> None:
+    class Refusing(ToyModel):
+        async def chat(self, messages: Sequence[Message], sampling: Sampling, conversation: str = "") -> Reply:
+            reply = await super().chat(messages, sampling, conversation)
+            bad = len(messages) > 4
+            return msgspec.structs.replace(reply, text="refusal: no", finish="error") if bad else reply
+
+    model = Refusing(lambda messages, _: say(f"poke {len(messages)}"))
+    done = play(tmp_path, never, model=model)
+    assert {(t.stop, t.error, len(t.steps)) for t in done} == {(StopReason.BAD_REPLY, "refusal: no", 2)}
+    assert all(t.usage.completion_tokens == 6 for t in done), "it was paid for"
+    assert timeless(play(tmp_path, never)) == timeless(done), "an outcome is kept"
+
+
 def never(_: Sequence[Message], __: Sampling) -> str:
     raise AssertionError("nothing should be played")
 

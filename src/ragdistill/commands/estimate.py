@@ -203,8 +203,8 @@ def assumptions(p: Params, metrics: Mapping[str, Any] | None, timed: bool, speed
         f"prompt / cached / completion tokens, {speeds.latency:g} s a reply, {e.max_concurrency} at once"
     )
     yield (
-        f"GPU: {speeds.prefill:,.0f} prefill, {speeds.decode:,.0f} decoded, {speeds.train:,.0f} trained tokens/s on one "
-        f"for {STATED_SIZE:g} B parameters, stated and not measured (--prefill, --decode, --train), scaled to "
+        f"GPU: {speeds.prefill:,.0f} prefill, {speeds.decode:,.0f} decoded, {speeds.train:,.0f} trained tokens/s on "
+        f"one for {STATED_SIZE:g} B parameters, stated and not measured (--prefill, --decode, --train), scaled to "
         f"{size(p):g} B; {speeds.gpu_price:g} {e.currency} an hour (--gpu-price)"
     )
     if timed:
