@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ragdistill.commands import estimate as command
-from ragdistill.commands.estimate import Row, Speeds, episode, estimate, measured, size, stages
+from ragdistill.commands.estimate import Row, Speeds, episode, estimate, measured, read_profile, size, stages
 from ragdistill.errors import ConfigError
 from ragdistill.params import Params, convert_params
 from ragdistill.records import write_json
@@ -118,6 +118,10 @@ def test_another_file_is_estimated_with_every_assumption(
     out = capsys.readouterr().out
     for part in ("rollouts", "GPU-hours", "the paper's 14B ReAct agent", "gpt-4o", "10,000 prefill", "endpoint.budget"):
         assert part in out
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (tmp_path / "part.yaml").write_text("model: {base: Qwen2.5-7B}\nsft: {lora: {epochs: 7}}\n")
+    part = read_profile(tmp_path / "part.yaml", tmp_path / "params.yaml")
+    assert (part.model.base, part.sft.lora.epochs, part.sft.lora.r) == ("Qwen2.5-7B", 7, params().sft.lora.r)
     assert command.METRICS.parent.name == "results" and not (tmp_path / "results").exists()
     with pytest.raises(ConfigError, match="must be positive"):
         estimate(tmp_path / "big.yaml", Speeds(0, 1, 1, 1, 0))

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ragdistill.errors import ConfigError
-from ragdistill.params import LoraParams, Params, load_params
+from ragdistill.params import LoraParams, Params, convert_params, load_params
 from ragdistill.records import read_json
 
-METRICS, TIMING = Path("results/metrics.json"), Path("results/timing.json")
+PROJECT, METRICS, TIMING = Path("params.yaml"), Path("results/metrics.json"), Path("results/timing.json")
 OFFICIAL = {"valid_seen": 140, "valid_unseen": 134, "official_test": 500}
 """Tasks of the official evaluation splits."""
 GROWN = 1.5
@@ -165,7 +167,23 @@ def size(p: Params) -> float:
     return STATED_SIZE if found is None else float(found[1]) / (1000 if found[2] == "m" else 1)
 
 
-def measured(p: Params, metrics: Path = METRICS, project: Path = Path("params.yaml")) -> Mapping[str, Any] | None:
+def read_profile(path: Path, project: Path = PROJECT) -> Params:
+    """The parameters in `path`; what it leaves out is as in the project's own file."""
+    if path == project or not project.exists() or not path.exists():
+        return load_params(path)
+    try:
+        over, under = (msgspec.yaml.decode(f.read_bytes(), type=dict[str, Any]) for f in (path, project))
+    except msgspec.DecodeError as e:
+        raise ConfigError(f"{path} is no YAML mapping: {e}.") from None
+    return convert_params(_merged(under, over), str(path))
+
+
+def _merged(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    both = {k: _merged(under[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(under.get(k), dict)}
+    return {**under, **over, **both}
+
+
+def measured(p: Params, metrics: Path = METRICS, project: Path = PROJECT) -> Mapping[str, Any] | None:
     """The project's metrics, if they are those of the same environment, agent and model."""
     if not metrics.exists() or not project.exists():
         return None
@@ -232,7 +250,7 @@ def estimate(path: Path, speeds: Speeds) -> int:
     """Print the table and its assumptions; 0. Raises `ConfigError` for parameters or speeds that make no sense."""
     if min(speeds.prefill, speeds.decode, speeds.train, speeds.latency) <= 0 or speeds.gpu_price < 0:
         raise ConfigError("speeds and latency must be positive, the price of a GPU-hour not negative.")
-    p = load_params(path)
+    p = read_profile(path)
     metrics = measured(p)
     timing = read_json(TIMING) if metrics and TIMING.exists() else {}
     rows = here(list(stages(p, metrics, speeds)), timing)
