@@ -1,6 +1,6 @@
 """Throughput of the adaptive number of calls at once, against the best fixed number found by a sweep.
 
-    PYTHONPATH=src:. python benchmarks/endpoint_concurrency.py [--calls 1500] [--clients 96] [--seconds 0.3]
+    PYTHONPATH=src:. python benchmarks/endpoint_concurrency.py [--calls 1500] [--clients 96] [--seconds 1]
 
 A real HTTP server of a fixed capacity, and `EndpointModel` itself with its journal and ledger. Three kinds of server:
 `queue` computes so many calls at once and lets others wait, `refuse` answers 429 with Retry-After instead, `batch` is
@@ -27,7 +27,7 @@ from ragdistill.llm.limiter import AdaptiveLimiter
 from ragdistill.params import EndpointParams, PriceParams
 from ragdistill.records import Message
 
-SWEEP = (8, 12, 16, 20, 24, 32, 64)
+SWEEP = (4, 8, 12, 16, 20, 24, 32, 48, 64, 96)
 
 
 class FixedLimiter(AdaptiveLimiter):
@@ -112,14 +112,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=1500)
     parser.add_argument("--clients", type=int, default=96)
-    parser.add_argument("--seconds", type=float, default=0.3)
+    parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--capacity", type=int, default=16)
+    parser.add_argument("--sweep", type=int, nargs="+", default=SWEEP)
     parser.add_argument("--kinds", nargs="+", default=["queue", "refuse", "batch"])
     args = parser.parse_args()
     print(f"{args.calls} calls of {args.seconds} s, {args.clients} clients, {os.cpu_count()} cores")
     print("server      best fixed    its calls/s    adaptive, whole run    settled    limit in the end")
     for kind in args.kinds:
-        numbers = [n for n in SWEEP if n <= args.clients]
+        numbers = [n for n in args.sweep if n <= args.clients]
         fixed = {n: measure(kind, args.capacity, n, args)[0] for n in numbers}
         best = max(fixed, key=fixed.__getitem__)
         whole, settled, limit = measure(kind, args.capacity, None, args)

@@ -122,12 +122,13 @@ def test_all_faults_at_once_change_nothing_that_is_played(small: Path, tmp_path:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("fault", "act"),
     [
         ("refusals", Act("body", body={"choices": [{"message": {"refusal": "I will not."}, "finish_reason": "stop"}]})),
-        pytest.param("empty choices", Act("body", body={"choices": []}), marks=pytest.mark.slow),
+        ("empty choices", Act("body", body={"choices": []})),
     ],
 )
 def test_an_unusable_reply_ends_its_episode_with_the_reason(
@@ -185,6 +186,7 @@ def test_a_spent_budget_stops_cleanly_and_a_larger_one_goes_on(small: Path, tmp_
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_kill_9_loses_only_calls_under_way(small: Path, tmp_path: Path, figure: Figure) -> None:
     with serving(player) as server:

@@ -49,6 +49,8 @@ class AdaptiveLimiter:
         self._most, self._clock = most, clock
         self._level = float(min(START, most))
         """Calls at once that have proved good."""
+        self._before = 0.0
+        """The level it was raised from; a refusal soon after goes back there. 0 when that was used."""
         self._limit = self._level
         """Calls at once now: the level, or a trial of another number."""
         self._waiting: deque[asyncio.Future[Turn]] = deque()
@@ -113,7 +115,8 @@ class AdaptiveLimiter:
         if self._limit > self._level:
             self._step = self._step if self._doubling else 1 + (self._step - 1) / 2
         else:
-            self._level, self._patience, self._upwards = max(1.0, self._level * CUT), 1, True
+            self._level, self._patience, self._upwards = max(1.0, self._level * CUT, self._before), 1, True
+            self._before = 0.0
         self._base = None
         self._settle()
         self._new_window()
@@ -134,6 +137,7 @@ class AdaptiveLimiter:
         elasticity = math.log(throughput / self._base) / math.log(self._limit / self._level)
         upwards = self._limit > self._level
         if elasticity >= (PAYS_DOUBLE if self._doubling else PAYS) if upwards else elasticity <= 0:
+            self._before = self._level if upwards else 0.0
             self._level, self._base, self._patience = self._limit, throughput, 1
             self._try()
         else:
