@@ -50,6 +50,12 @@ def _show(args: argparse.Namespace) -> int:
     return show_hints() if args.what == "hints" else show_trajectory(args.id)
 
 
+def _envs(_: argparse.Namespace) -> int:
+    from ragdistill.commands.envs import show_envs
+
+    return show_envs()
+
+
 def _play(args: argparse.Namespace) -> int:
     from ragdistill.commands.play import play
 
@@ -81,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_parser("hints", help="the bank as a table: provenance, use, success with and without")
     one = what.add_parser("trajectory", help="one episode as readable text")
     one.add_argument("id", help="the id or its first characters; the report shows ids")
+    add("envs", _envs, "list the environments that are available, with their fingerprints")
     play = add("play", _play, "watch an agent act on one task, step by step, or act yourself")
     play.add_argument("--model", help="base (default), champion, challenger, or a model directory")
     play.add_argument("--adapter", type=Path, help="an adapter directory, such as models/students/distilled-0")

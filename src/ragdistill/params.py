@@ -42,6 +42,7 @@ class EnvParams(Section, frozen=True):
     recycle_after: Positive
     step_timeout: PositiveFloat
     webshop: WebshopParams
+    options: dict[str, Any]
 
 
 class AgentParams(Section, frozen=True):

@@ -6,7 +6,6 @@ An environment knows no model. `ragdistill.envs.pool` runs many of them in worke
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +13,7 @@ import msgspec
 
 from ragdistill.errors import ConfigError
 from ragdistill.params import ColdstartParams, EnvParams
-from ragdistill.records import Observation, Record, Task
+from ragdistill.records import Observation, Record, Task, digest
 
 
 class Env(Protocol):
@@ -81,8 +80,15 @@ class Domain(Protocol):
 
 
 def make_domain(params: EnvParams) -> Domain:
-    """The environment called `params.name`: built in, or a plug-in of the entry-point group `ragdistill.envs`."""
+    """The environment called `params.name`: built in, or a plug-in (`ragdistill.envs.plugins`) made with its options.
+
+    `ConfigError` when there is none of that name, or it does not take `params.options`.
+    """
+    from ragdistill.envs import plugins
+
     name = params.name
+    if name in plugins.BUILT_IN and params.options:
+        raise ConfigError(f"env.options is for plug-ins, and {name} is built in; set it back to {{}}.")
     if name == "alfworld":
         from ragdistill.envs.alfworld.domain import AlfworldDomain
 
@@ -91,8 +97,9 @@ def make_domain(params: EnvParams) -> Domain:
         from ragdistill.envs.webshop.domain import WebshopDomain
 
         return WebshopDomain(params.webshop)
-    plugins = {p.name: p for p in entry_points(group="ragdistill.envs")}
-    if name not in plugins:
-        known = ", ".join(["alfworld", "webshop", *sorted(plugins)])
-        raise ConfigError(f"env.name is {name!r}; installed environments: {known}.")
-    return plugins[name].load()()
+    return plugins.make(name, params.options)
+
+
+def identity_of(domain: Domain, params: EnvParams) -> str:
+    """The environment's fingerprint as tasks and episodes are filed under; options count, whether it knows or not."""
+    return f"{domain.fingerprint()}/{digest(params.options)}" if params.options else domain.fingerprint()

@@ -5,15 +5,14 @@ Downstream stages depend on `data/identity.json`, so they rerun only when its co
 
 from __future__ import annotations
 
-from ragdistill.envs import make_domain
+from ragdistill.envs import identity_of, make_domain
 from ragdistill.params import Params
 from ragdistill.records import SCHEMA, write_json
 from ragdistill.stages.common import IDENTITY, run_stage
 
 
 def body(params: Params) -> str:
-    domain = make_domain(params.env)
-    identity = {"environment": domain.fingerprint(), "schema": SCHEMA}
+    identity = {"environment": identity_of(make_domain(params.env), params.env), "schema": SCHEMA}
     write_json(IDENTITY, identity)
     return f"environment {identity['environment']}"
 

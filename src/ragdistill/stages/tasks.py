@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from pathlib import Path
 
 from ragdistill.contamination import check_disjoint
 from ragdistill.envs import make_domain
@@ -25,10 +26,17 @@ def body(params: Params) -> str:
     }
     check_disjoint(splits["train"], splits["eval"], rooms=p.eval_split in ("test", "dev"))
     check_disjoint(splits["train"], splits["dev"], rooms=p.source == "generated")
-    GAMES.mkdir(parents=True, exist_ok=True)
+    _stand_in(GAMES / "train")
     for name, tasks in splits.items():
         write_jsonl(TASKS / f"{name}.jsonl", tasks)
     return "; ".join(f"{name} {_counts(tasks)}" for name, tasks in splits.items())
+
+
+def _stand_in(folder: Path) -> None:
+    """A file for DVC, which keeps no empty folder, where the environment needs none (official games, plug-ins)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.iterdir()):
+        (folder / "none.txt").write_text("This environment has no files of its own for these tasks.\n")
 
 
 def _evaluation(params: Params) -> list[Task]:
