@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
     {"errors", "records", "params", "files"},
-    {"journal", "stats"},
+    {"journal", "stats", "profiles"},
     {"envs", "agents", "llm"},
     {"rollout", "hints", "training", "strip", "contamination", "report", "registry", "traces", "doctor"},
     {"stages"},

@@ -56,6 +56,18 @@ def _envs(_: argparse.Namespace) -> int:
     return show_envs()
 
 
+def _use(args: argparse.Namespace) -> int:
+    from ragdistill.commands.use import use
+
+    return use(args.profile)
+
+
+def _memory(args: argparse.Namespace) -> int:
+    from ragdistill.commands.memory import show_memory
+
+    return show_memory(args.profile)
+
+
 def _play(args: argparse.Namespace) -> int:
     from ragdistill.commands.play import play
 
@@ -88,6 +100,10 @@ def build_parser() -> argparse.ArgumentParser:
     one = what.add_parser("trajectory", help="one episode as readable text")
     one.add_argument("id", help="the id or its first characters; the report shows ids")
     add("envs", _envs, "list the environments that are available, with their fingerprints")
+    use = add("use", _use, "switch params.yaml to a profile and print what changes; without a name, list the profiles")
+    use.add_argument("profile", nargs="?", metavar="PROFILE", help="such as paper-alfworld-7b-react, or default")
+    memory = add("memory", _memory, "say how much GPU memory training the students takes, before anything is fetched")
+    memory.add_argument("profile", nargs="?", metavar="PROFILE", help="as if `ragdistill use PROFILE` had been said")
     play = add("play", _play, "watch an agent act on one task, step by step, or act yourself")
     play.add_argument("--model", help="base (default), champion, challenger, or a model directory")
     play.add_argument("--adapter", type=Path, help="an adapter directory, such as models/students/distilled-0")

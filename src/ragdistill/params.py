@@ -139,11 +139,20 @@ class StripParams(Section, frozen=True):
     per_task: Positive
 
 
+class RecipeParams(Section, frozen=True):
+    loss: Literal["assistant", "all"]
+    format: Literal["chat", "plain"]
+    too_long: Literal["drop", "cut"]
+    label_smoothing: Share
+    quantize: Literal["none", "nf4"]
+
+
 class SftParams(Section, frozen=True):
     variants: tuple[Literal["sft", "distilled", "sft_retry", "distilled_random"], ...]
     seeds: tuple[int, ...]
     include_base_successes: bool
     checkpoint_steps: Positive
+    recipe: RecipeParams
     lora: LoraParams
 
 

@@ -79,6 +79,10 @@ class ChatFormat:
             mask += [own] * len(content) + [own and i == 0 for i in range(len(tail))]
         return ids, mask
 
+    def text_ids(self, text: str) -> tuple[int, ...]:
+        """Ids of bare text, without template; control tokens in it stay plain text."""
+        return self._content_ids(text)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, without control tokens."""
         with self._lock:

@@ -1,6 +1,7 @@
 """Chats → token ids and labels → optimiser batches cut into micro-batches of few shapes.
 
-Nothing is ever truncated: an example that is too long is dropped whole and counted. This module knows no model.
+Nothing is truncated: an example that is too long is dropped whole and counted. A recipe may ask for what
+arXiv 2510.01375 did instead: loss on all tokens, bare text without the chat template, a cut. Knows no model.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 
 from ragdistill.errors import DataError, EmptyResultError
 from ragdistill.llm.chat_format import ChatFormat
+from ragdistill.params import RecipeParams
 from ragdistill.records import SftExample, digest
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ MAX_DROPPED = 0.2
 """More too-long examples than this share is an error: the rest would be a biased sample of short episodes."""
 BUCKET = 64
 """Micro-batches are padded to multiples of this: few tensor shapes keep the allocator's memory bounded."""
+
+
+OURS = RecipeParams(loss="assistant", format="chat", too_long="drop", label_smoothing=0.0, quantize="none")
+"""The recipe that cold starts are trained with, and students unless told otherwise."""
 
 
 class Encoded(NamedTuple):
@@ -58,32 +64,49 @@ class Corpus(NamedTuple):
         return Dataset.from_dict({"input_ids": [r.ids for r in self.rows], "labels": [r.labels for r in self.rows]})
 
 
-def encode(examples: Sequence[SftExample], chat: ChatFormat, max_tokens: int) -> Corpus:
-    """Tokenise `examples`; those longer than `max_tokens` are dropped whole and counted.
+def encode(examples: Sequence[SftExample], chat: ChatFormat, max_tokens: int, recipe: RecipeParams = OURS) -> Corpus:
+    """Tokenise `examples`; those longer than `max_tokens` are dropped whole (or cut, by `recipe`) and counted.
 
     Raises `EmptyResultError` without examples, and `DataError` when an example has nothing to learn from or more
     than `MAX_DROPPED` of them are too long.
     """
     if not examples:
         raise EmptyResultError("There is no training example; loosen `strip` or give `teach` more tasks and attempts.")
-    rows = [_encode_one(example, chat) for example in examples]
+    rows = [_encode_one(example, chat, recipe) for example in examples]
+    if recipe.too_long == "cut":
+        return Corpus([_cut(row, max_tokens) for row in rows], sum(len(row.ids) > max_tokens for row in rows))
     fitting = [row for row in rows if len(row.ids) <= max_tokens]
     dropped = len(rows) - len(fitting)
     if dropped > MAX_DROPPED * len(rows):
         longest = max(len(row.ids) for row in rows)
         raise DataError(
             f"{dropped} of {len(rows)} training examples exceed {max_tokens} tokens (the longest has {longest}); "
-            "raise `lora.max_tokens`, examples are never truncated."
+            "raise `lora.max_tokens`; examples are not truncated (`sft.recipe.too_long`)."
         )
     return Corpus(fitting, dropped)
 
 
-def _encode_one(example: SftExample, chat: ChatFormat) -> Encoded:
-    ids, mask = chat.training_ids(example.messages)
-    labels = [token if own else IGNORE for token, own in zip(ids, mask, strict=True)]
+def _encode_one(example: SftExample, chat: ChatFormat, recipe: RecipeParams) -> Encoded:
+    ids, mask = chat.training_ids(example.messages) if recipe.format == "chat" else _plain_ids(example, chat)
+    labels = [token if own or recipe.loss == "all" else IGNORE for token, own in zip(ids, mask, strict=True)]
     if all(label == IGNORE for label in labels[1:]):
         raise DataError(f"Training example {example.id} holds no assistant tokens; remove it.")
     return Encoded(ids, labels)
+
+
+def _plain_ids(example: SftExample, chat: ChatFormat) -> tuple[list[int], list[bool]]:
+    """One content a line as bare text, a stop token at the end; the mask is True on replies and the stop token."""
+    ids: list[int] = []
+    mask: list[bool] = []
+    for message in example.messages:
+        line = chat.text_ids(f"{message.content}\n")
+        ids += line
+        mask += [message.role == "assistant"] * len(line)
+    return [*ids, max(chat.stop_ids)], [*mask, True]
+
+
+def _cut(row: Encoded, max_tokens: int) -> Encoded:
+    return Encoded(row.ids[:max_tokens], row.labels[:max_tokens])
 
 
 class Collator:

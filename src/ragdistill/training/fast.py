@@ -27,7 +27,7 @@ class _HeadLoss(torch.autograd.Function):
     """Summed negative log-likelihood of a frozen head; the gradient is made in the forward, so no logits are kept."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad = torch.empty_like(hidden)
         for start in range(0, len(hidden), LOGIT_ROWS):
@@ -37,23 +37,29 @@ class _HeadLoss(torch.autograd.Function):
             picked = logits.gather(1, at)
             norm = logits.logsumexp(1, keepdim=True)
             total += (norm - picked).sum()
-            probs = logits.sub_(norm).exp_().scatter_add_(1, at, torch.full_like(picked, -1.0))
+            if smoothing:  # (1 - s) * picked + s * mean instead of picked
+                total += smoothing * (picked - logits.mean(1, keepdim=True)).sum()
+            probs = logits.sub_(norm).exp_().scatter_add_(1, at, torch.full_like(picked, smoothing - 1.0))
+            if smoothing:
+                probs -= smoothing / probs.shape[1]
             grad[rows] = torch.mm(probs.to(weight.dtype), weight)
         ctx.save_for_backward(grad)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = ctx.saved_tensors
-        return grad * outputs[0].to(grad.dtype), None, None
+        return grad * outputs[0].to(grad.dtype), None, None, None
 
 
-def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     """Sum over rows of -log softmax(hidden @ weight.T)[target], in float32.
+
+    With `smoothing` s the target is (1 - s) times the true token plus s spread evenly over the vocabulary.
 
     `hidden` (rows, width) are the states that predict `targets` (rows,); `weight` (vocabulary, width) is frozen.
     """
-    return _HeadLoss.apply(hidden, weight, targets)
+    return _HeadLoss.apply(hidden, weight, targets, smoothing)
 
 
 class _LoraLinear(torch.autograd.Function):

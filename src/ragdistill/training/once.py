@@ -15,25 +15,34 @@ from pathlib import Path
 import msgspec
 
 from ragdistill.llm.weights import BASE_IDENTITY, model_fingerprint
-from ragdistill.params import LoraParams
+from ragdistill.params import LoraParams, RecipeParams
 from ragdistill.records import SftExample, digest
-from ragdistill.training.sft import SftResult, train_lora
+from ragdistill.training.encode import OURS
+from ragdistill.training.sft import SftResult, recipe_key, train_lora
 
 TRAINER_VERSION = "sft-1"
 
 
 def train_once(
-    examples: Sequence[SftExample], base_dir: Path, out_dir: Path, lora: LoraParams, seed: int, cache: Path, every: int
+    examples: Sequence[SftExample],
+    base_dir: Path,
+    out_dir: Path,
+    lora: LoraParams,
+    seed: int,
+    cache: Path,
+    every: int,
+    recipe: RecipeParams = OURS,
 ) -> SftResult:
     """`train_lora` with checkpoints and finished adapters under `cache`; the adapter ends up in `out_dir`.
 
     `every`: optimiser steps between checkpoints.
     """
     chats = [[(m.role, m.content) for m in e.messages] for e in examples]
-    key = digest("adapter", TRAINER_VERSION, model_fingerprint(base_dir), chats, lora, seed)
+    key = digest("adapter", TRAINER_VERSION, model_fingerprint(base_dir), chats, lora, seed, *recipe_key(recipe))
     kept = cache / "adapters" / key
     if not (kept / BASE_IDENTITY).is_file():  # written last
-        train_lora(examples, base_dir, kept, lora, seed, cache / "checkpoints", every, progress=_say(out_dir.name))
+        progress = _say(out_dir.name)
+        train_lora(examples, base_dir, kept, lora, seed, cache / "checkpoints", every, progress, recipe=recipe)
     shutil.rmtree(out_dir, ignore_errors=True)
     shutil.copytree(kept, out_dir)
     return msgspec.json.decode((out_dir / "training.json").read_bytes(), type=SftResult)

@@ -20,9 +20,9 @@ import torch
 from ragdistill.files import write_atomic
 from ragdistill.llm import weights
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
-from ragdistill.params import LoraParams
+from ragdistill.params import LoraParams, RecipeParams
 from ragdistill.records import SftExample, digest, read_json, write_json
-from ragdistill.training.encode import Corpus, encode
+from ragdistill.training.encode import OURS, Corpus, encode
 from ragdistill.training.trainer import (
     MICRO_TOKENS,
     Progress,
@@ -38,7 +38,7 @@ FINAL_STEPS = 10
 """`final_loss` is the mean over this many last optimiser steps; a single step is noise."""
 
 
-class SftResult(msgspec.Struct, frozen=True, kw_only=True):
+class SftResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one training was; written as `training.json` beside the adapter."""
 
     examples: int
@@ -62,9 +62,11 @@ class SftResult(msgspec.Struct, frozen=True, kw_only=True):
     """Hash of the token ids and labels."""
     base: str
     """Fingerprint of the base model."""
+    recipe: RecipeParams | None = None
+    """Set where it is not `encode.OURS`."""
 
 
-def train_lora(
+def train_lora(  # noqa: PLR0913 - what is trained, on what, where to, and how
     examples: Sequence[SftExample],
     base_dir: Path,
     out_dir: Path,
@@ -73,6 +75,8 @@ def train_lora(
     checkpoint_dir: Path | None = None,
     checkpoint_steps: int = 50,
     progress: Progress | None = None,
+    *,
+    recipe: RecipeParams = OURS,
 ) -> SftResult:
     """Train an adapter for the model in `base_dir` and write it to `out_dir`, atomically (an old one is replaced).
 
@@ -81,25 +85,34 @@ def train_lora(
     Raises `DataError` (too many examples too long, nothing to learn), `EmptyResultError`, `ConfigError`.
     """
     tokenizer = load_tokenizer(base_dir)
-    corpus = encode(examples, ChatFormat(tokenizer), lora.max_tokens)
+    corpus = encode(examples, ChatFormat(tokenizer), lora.max_tokens, recipe)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = precision_for(device)
-    key = digest("sft", weights.model_fingerprint(base_dir), corpus.hash(), lora, seed, str(precision))
+    key = digest(
+        "sft", weights.model_fingerprint(base_dir), corpus.hash(), lora, seed, str(precision), *recipe_key(recipe)
+    )
     with tempfile.TemporaryDirectory(prefix="sft-") as scratch:
         place = checkpoint_dir / key if checkpoint_dir else Path(scratch)
         save_steps = checkpoint_steps if checkpoint_dir else None
         args = training_arguments(lora, seed, place, len(corpus.rows), save_steps, device)
-        model = load_base(base_dir, precision, device)
+        model = load_base(base_dir, precision, device, recipe.quantize)
         trainer = build_trainer(model, tokenizer, corpus, lora, args, MICRO_TOKENS[device])
+        trainer.smoothing = recipe.label_smoothing
         if progress is not None:
             trainer.add_callback(ProgressCallback(progress))
         resume = latest_checkpoint(place)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         steps = [row for row in trainer.state.log_history if "step_seconds" in row]
         result = _result(corpus, steps, lora, seed, str(precision), weights.model_fingerprint(base_dir))
+        result = msgspec.structs.replace(result, recipe=None if recipe == OURS else recipe)
         _write_adapter(trainer.model, base_dir, out_dir, result, steps)
         shutil.rmtree(place, ignore_errors=True)
     return result
+
+
+def recipe_key(recipe: RecipeParams) -> tuple[RecipeParams, ...]:
+    """Part of an adapter's address; empty for our own recipe: that is where earlier adapters are."""
+    return () if recipe == OURS else (recipe,)
 
 
 def _result(

@@ -9,6 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +42,11 @@ def precision_for(device: str) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load_base(base_dir: Path, precision: torch.dtype, device: str) -> PreTrainedModel:
-    """The frozen base for training. `ConfigError` when the model alters its logits, which the loss would miss."""
+def load_base(base_dir: Path, precision: torch.dtype, device: str, quantize: str = "none") -> PreTrainedModel:
+    """The frozen base for training, in 4 bits with `quantize` nf4.
+
+    `ConfigError` when the model alters its logits, which the loss would miss, or 4 bits are not to be had here.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     check_model_dir(base_dir)
@@ -52,12 +56,33 @@ def load_base(base_dir: Path, precision: torch.dtype, device: str) -> PreTrained
             raise ConfigError(f"The base model sets `{name}`, which training does not support; choose another base.")
     return AutoModelForCausalLM.from_pretrained(
         str(base_dir), dtype=precision, attn_implementation=attention_for(config, device),
-        use_safetensors=True, trust_remote_code=False, local_files_only=True,
+        use_safetensors=True, trust_remote_code=False, local_files_only=True, **_in_4_bits(precision, device, quantize),
     )  # fmt: skip
 
 
+def _in_4_bits(precision: torch.dtype, device: str, quantize: str) -> dict[str, Any]:
+    """Loading options of QLoRA (arXiv 2305.14314): NF4 with double quantisation; none without `quantize`."""
+    if quantize == "none":
+        return {}
+    if device != "cuda" or find_spec("bitsandbytes") is None:
+        what = "a CUDA device" if device != "cuda" else "the package bitsandbytes"
+        raise ConfigError(f"sft.recipe.quantize is {quantize}, which needs {what}; install it or set quantize: none.")
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=quantize, bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=precision,
+    )  # fmt: skip
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
 def training_arguments(
-    lora: LoraParams, seed: int, place: Path, examples: int, save_steps: int | None, device: str
+    lora: LoraParams,
+    seed: int,
+    place: Path,
+    examples: int,
+    save_steps: int | None,
+    device: str,
 ) -> SFTConfig:
     """TRL's settings. `examples` decides the number of steps; without `save_steps` no checkpoint is written."""
     steps = math.ceil(examples / lora.batch) * lora.epochs
@@ -105,6 +130,8 @@ class TokenLossTrainer(SFTTrainer):
     nothing. Logits are computed at trained positions only; TRL's entropy and accuracy are not computed at all.
     """
 
+    smoothing = 0.0
+    """Share of the target that is spread over all tokens."""
     _step_started = 0.0
     _step_tokens = 0
 
@@ -133,7 +160,8 @@ class TokenLossTrainer(SFTTrainer):
         hidden = backbone(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state[:, :-1]
         targets = inputs["labels"][:, 1:]
         learnt = targets != IGNORE
-        return head_loss(hidden[learnt], causal.get_output_embeddings().weight, targets[learnt]) / num_items_in_batch
+        head = causal.get_output_embeddings().weight
+        return head_loss(hidden[learnt], head, targets[learnt], self.smoothing) / num_items_in_batch
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the time and the speed of the optimiser step to its log entry."""
