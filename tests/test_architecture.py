@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
     {"errors", "records", "params", "files"},
-    {"journal", "stats", "profiles"},
+    {"journal", "stats", "profiles", "downloads"},
     {"envs", "agents", "llm"},
     {"rollout", "hints", "training", "strip", "contamination", "report", "registry", "traces", "doctor"},
     {"stages"},

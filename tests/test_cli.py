@@ -20,7 +20,9 @@ from ragdistill.records import EvalEpisode, StopReason, write_json
 from ragdistill.report.metrics import compute_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("doctor", "table", "show", "play", "estimate", "promote", "rollback", "smoke", "envs", "use", "memory")
+COMMANDS = (
+    "doctor", "table", "show", "play", "estimate", "promote", "rollback", "smoke", "envs", "use", "memory", "data",
+)  # fmt: skip
 HEAVY = ("torch", "mlflow", "alfworld", "textworld", "transformers", "openai", "dvc", "matplotlib", "numpy")
 
 

@@ -68,6 +68,12 @@ def _memory(args: argparse.Namespace) -> int:
     return show_memory(args.profile)
 
 
+def _data(args: argparse.Namespace) -> int:
+    from ragdistill.commands.data import get_data
+
+    return get_data(args.name, args.size, args.dvc)
+
+
 def _play(args: argparse.Namespace) -> int:
     from ragdistill.commands.play import play
 
@@ -104,6 +110,10 @@ def build_parser() -> argparse.ArgumentParser:
     use.add_argument("profile", nargs="?", metavar="PROFILE", help="such as paper-alfworld-7b-react, or default")
     memory = add("memory", _memory, "say how much GPU memory training the students takes, before anything is fetched")
     memory.add_argument("profile", nargs="?", metavar="PROFILE", help="as if `ragdistill use PROFILE` had been said")
+    data = add("data", _data, "fetch the official data of a benchmark into data/official, checked, or say how by hand")
+    data.add_argument("name", choices=("alfworld", "webshop"))
+    data.add_argument("--size", default="all", help="all (default) or small (WebShop's 1,000 products)")
+    data.add_argument("--dvc", action="store_true", help="as a tracked import (`dvc import-url`)")
     play = add("play", _play, "watch an agent act on one task, step by step, or act yourself")
     play.add_argument("--model", help="base (default), champion, challenger, or a model directory")
     play.add_argument("--adapter", type=Path, help="an adapter directory, such as models/students/distilled-0")
