@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "ragdistill"
 NO_BEHAVIOUR = {f"src/ragdistill/{name}.py" for name in ("__init__", "errors", "files", "params")}
 DATA = {
+    "report/paper.py": ("paper.json",),
     "report/page.py": ("page.html.j2", "parts.html.j2", "page.css", "page.js"),
     "envs/alfworld/rooms.py": ("priors.json",),
     "envs/webshop/generator.py": ("lexicon.json",),

@@ -25,6 +25,7 @@ from ragdistill.report.browser import GameSet, browser_data, pick_games, script_
 from ragdistill.report.csvs import LossPoint
 from ragdistill.report.hintuse import hint_use
 from ragdistill.report.metrics import order, order_pairs
+from ragdistill.report.paper import Comparison
 from ragdistill.report.payback import paybacks
 
 _HINTS, _ROOMS, _EVIDENCE = 4, 12, 24
@@ -59,6 +60,8 @@ class Page:
     """Name → fingerprint or version."""
     coldstart: bool = True
     """Whether the base model learned the interface first, with the skill under test withheld."""
+    paper: Comparison | None = None
+    """The paper's own numbers, where these are of its environment, split and model."""
     bootstrap: int = 4000
     """Resamples of the intervals that the page computes itself."""
 

@@ -10,6 +10,7 @@ from ragdistill.records import EvalEpisode, Hint, Trajectory, read_json, read_js
 from ragdistill.report.csvs import LossPoint, read_loss, write_csvs
 from ragdistill.report.metrics import compute_metrics
 from ragdistill.report.page import Page, write_page
+from ragdistill.report.paper import compare
 from ragdistill.report.table import policy_table
 from ragdistill.stages.common import (
     BANK,
@@ -73,6 +74,7 @@ def body(params: Params) -> str:
         kept=read_json(SFT / "report.json"),
         temperatures={"rollouts": params.rollouts.temperature, "teach": params.teach.temperature},
         seconds=timing,
+        paper=compare(metrics, params.model.base),
         bootstrap=params.report.bootstrap,
         provenance={"environment": read_json(IDENTITY)["environment"], "base model": params.model.base},
         coldstart=params.coldstart.enabled,

@@ -1,0 +1,96 @@
+"""The paper's numbers: transcribed right, shown beside ours only where both are of the same thing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ragdistill import stats
+from ragdistill.params import ReportParams
+from ragdistill.records import EvalEpisode, StopReason
+from ragdistill.report.metrics import compute_metrics
+from ragdistill.report.page import Page, render
+from ragdistill.report.paper import compare, newcombe, published
+
+QWEN = "Qwen/Qwen2.5-7B-Instruct"
+
+
+def metrics(env: str = "alfworld", split: str = "valid_unseen", n: int = 134, agent: str = "react") -> dict[str, Any]:
+    """Base wins 10 % and distilled 80 % of `n` tasks."""
+    episodes = [
+        EvalEpisode(
+            policy=policy, seed=0, task_id=f"t{i}", kind="k", bucket="k", group=f"g{i % 4}", success=i < share * n,
+            score=float(i < share * n), steps=5, invalid=0, tokens_billed=9, tokens_computed=9, tokens_completion=1,
+            seconds=1.0, stop=StopReason.SUCCESS if i < share * n else StopReason.MAX_STEPS,
+        )
+        for policy, share in (("base", 0.1), ("distilled", 0.8))
+        for i in range(n)
+    ]  # fmt: skip
+    params = ReportParams(bootstrap=50, confidence=0.95)
+    return compute_metrics(episodes, env=env, agent=agent, split=split, label="x", primary=[], params=params)
+
+
+def test_every_published_success_is_a_share_of_the_papers_number_of_tasks() -> None:
+    """A slip of the pen would hardly be a whole number of 134 games."""
+    paper = published()
+    assert len(paper.results) == 8
+    for cell, rows in paper.results.items():
+        tasks = paper.protocols[cell.split("/")[0]].tasks
+        assert list(rows) == ["base", "rag", "sft", "distilled"]
+        for success, *score in rows.values():
+            assert abs(100 * round(success / 100 * tasks) / tasks - success) < 0.051
+            assert len(score) == (cell.startswith("webshop"))
+
+
+def test_the_headline_is_the_mean_of_the_two_14b_agents() -> None:
+    results = published().results
+    both = [results[f"alfworld/14B/{agent}"] for agent in ("react", "stateact")]
+    assert sum(r["distilled"][0] for r in both) / 2 == pytest.approx(91, abs=0.5)
+    assert sum(r["base"][0] for r in both) / 2 == pytest.approx(79, abs=1.0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "model"),
+    [
+        ({"env": "repair_shop"}, QWEN),
+        ({"split": "valid_seen"}, QWEN),
+        ({"n": 100}, QWEN),
+        ({"agent": "other"}, QWEN),
+        ({}, "smollm2-135m-instruct"),
+    ],
+    ids=["environment", "split", "number of tasks", "agent", "model"],
+)
+def test_nothing_is_set_beside_another_protocol(changed: dict[str, Any], model: str) -> None:
+    m = metrics(**changed)
+    found = compare(m, model)
+    assert found is None
+    assert 'id="paper"' not in render(Page(m, paper=found))
+
+
+def test_the_same_cell_stands_beside_ours_with_intervals() -> None:
+    m = metrics()
+    found = compare(m, f"{QWEN}@main")
+    assert found is not None and found.cell == "alfworld/7B/react"
+    base, distilled = found.rows
+    assert (base.policy, distilled.policy) == ("base", "distilled")
+    assert distilled.theirs == stats.wilson(92, 134)
+    assert distilled.difference.value == pytest.approx(108 / 134 - 92 / 134, abs=1e-4)
+    assert distilled.difference.lo < distilled.difference.value < distilled.difference.hi
+    html = render(Page(m, paper=found))
+    assert 'id="paper"' in html and "68.7 %" in html and "arXiv 2510.01375" in html
+    assert "score,<br>the paper" not in html
+
+
+def test_webshops_act_is_the_papers_react_and_has_a_score() -> None:
+    m = metrics("webshop", "official_test", 100, "act")
+    found = compare(m, QWEN)
+    assert found is not None and found.cell == "webshop/7B/react"
+    assert (found.rows[1].score, found.rows[1].their_score) == (80.0, 57.1)
+    assert "score,<br>the paper" in render(Page(m, paper=found))
+
+
+def test_newcombes_interval_is_the_published_example() -> None:
+    """Newcombe 1998, table II: 56/70 against 48/80 has 0.2 with 0.0524 to 0.3339."""
+    found = newcombe(stats.wilson(56, 70), stats.wilson(48, 80))
+    assert (found.value, found.lo, found.hi) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
