@@ -21,6 +21,8 @@ NO_BEHAVIOUR = {f"src/ragdistill/{name}.py" for name in ("__init__", "errors", "
 DATA = {
     "report/paper.py": ("paper.json",),
     "report/page.py": ("page.html.j2", "parts.html.j2", "page.css", "page.js"),
+    "hints/prompts.py": tuple(f"prompt_{n}.txt" for n in ("system", "single", "pair", "repair", "choose")),
+    "hints/quarantine.py": ("advice_words.txt",),
     "envs/alfworld/rooms.py": ("priors.json",),
     "envs/webshop/generator.py": ("lexicon.json",),
 }

@@ -371,3 +371,24 @@ def test_the_fingerprint_names_address_and_model_or_the_weights(tmp_path: Path) 
     assert of("http://a/v1", "m") == of("http://a/v1/", "m")
     assert len({of("http://a/v1", "m"), of("http://b/v1", "m"), of("http://a/v1", "n")}) == 3
     assert of("http://a/v1", "m", "weights") == of("http://b/v1", "m", "weights")
+
+
+SCHEMA = (
+    '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": false}'
+)
+
+
+def test_a_schema_is_sent_and_left_out_for_a_server_that_knows_none(tmp_path: Path) -> None:
+    bound = msgspec.structs.replace(GREEDY, schema=SCHEMA)
+    refusal = Act("status", status=400, body={"error": {"message": "response_format json_schema is not supported"}})
+    with serving(then([], Act())) as server:
+        model = opened(tmp_path / "a", server.url)
+        assert all(told(r).finish == "stop" for r in ask(model, [0], bound) + ask(model, [1]))
+        model.close()
+    assert server.bodies[0]["response_format"]["json_schema"]["schema"]["required"] == ["n"]
+    assert "response_format" not in server.bodies[1]
+    with serving(lambda _, body: refusal if "response_format" in body else Act()) as server:
+        model = opened(tmp_path / "b", server.url)
+        assert all(told(r).finish == "stop" for r in ask(model, range(3), bound))
+        model.close()
+    assert len(server.answered) == 3

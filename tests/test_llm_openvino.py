@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -180,3 +181,11 @@ def test_telemetry_cannot_be_imported(engine: OpenVinoEngine) -> None:
     assert engine.fingerprint()
     loaded = [name for name in sys.modules if name.startswith("openvino_telemetry.")]
     assert sys.modules["openvino_telemetry"] is None and not loaded
+
+
+def test_a_reply_follows_its_schema_and_only_where_one_is_given(engine: OpenVinoEngine) -> None:
+    form = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
+    bound = Sampling(max_tokens=60, temperature=2.0, seed=1, schema=json.dumps(form))
+    (free,), (formed, other) = replies(engine, CHATS[:1]), replies(engine, CHATS[:2], bound)
+    assert json.loads(formed.text)["n"] in (1, 2) and json.loads(other.text)["n"] in (1, 2)
+    assert replies(engine, CHATS[:1]) == [free]

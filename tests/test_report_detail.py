@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ragdistill.hints.lift import LiftRow
 from ragdistill.records import EvalEpisode, Hint, Step, StopReason, Trajectory, Usage
 from ragdistill.report import words
 from ragdistill.report.browser import GameSet, browser_data, script_json, training_sources
@@ -174,3 +175,14 @@ def test_page_says_association_sample_and_temperatures() -> None:
     assert "only on some of the training tasks" in html
     assert "Always shown together with: “text b”" in html
     assert "+100" in html and "100 % against 0 %, 4 tasks" in html
+
+
+def test_page_gives_what_a_hint_does_alone_where_that_was_measured() -> None:
+    row = LiftRow(
+        hint_id="a", bucket="clean", text="text a", tasks=16, attempts=16, shown=0.5, hidden=0.25, diff=0.25, lo=0.05,
+        hi=0.45, p=0.1,
+    )  # fmt: skip
+    plain = render(Page(measure(study()), hints=bank("a", "b"), bootstrap=200))
+    html = render(Page(measure(study()), hints=bank("a", "b"), measured=[row], bootstrap=200))
+    assert "Alone, against no hint" not in plain and "the only one shown" not in plain
+    assert html.count("Alone, against no hint: +25 [+5, +45] points on 16 training tasks, 50 % against 25 %") == 1

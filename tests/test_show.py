@@ -11,6 +11,7 @@ import pytest
 
 from ragdistill import cli
 from ragdistill.commands.show import printable
+from ragdistill.hints.lift import LiftRow
 from ragdistill.records import Hint, Step, StopReason, Trajectory, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,6 +63,19 @@ def test_hints_stand_in_a_table_with_what_was_measured(
     expected = "text one contrast 7 2 (roll0aaa …) 75 % [30–95], n 4 50 % [9–91], n 2 +75 [+25, +100], n 4"
     assert " ".join(row.split()) == expected
     assert "not effects" in out
+
+
+def test_a_hint_measured_alone_says_so(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = LiftRow(
+        hint_id="h1", bucket="clean", text="text one", tasks=16, attempts=16, shown=0.5, hidden=0.25, diff=0.25,
+        lo=0.05, hi=0.45, p=0.1,
+    )  # fmt: skip
+    write_jsonl(project / "data/lift/measured.jsonl", [row])
+    assert show(monkeypatch, "hints") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "+25 [+5, +45], n 16" in out and "the only one shown" in out
 
 
 @pytest.mark.usefixtures("project")

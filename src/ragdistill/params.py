@@ -116,14 +116,33 @@ class RolloutsParams(Section, frozen=True):
     record_admissible: bool
 
 
+class HintLlmParams(Section, frozen=True):
+    model: str | None
+    mode: Literal["single", "pairwise"]
+    cases: Positive
+    max_hints: Positive
+    context_tokens: Positive
+    max_reply_tokens: Positive
+    temperature: NonNegativeFloat
+
+
 class HintsParams(Section, frozen=True):
-    extractor: Literal["offline"]
+    extractor: Literal["offline", "llm"]
     kinds: tuple[Literal["contrast", "precondition", "redundancy", "affordance"], ...]
     k: NonNegative
     min_support: Positive
     max_chars: Positive
     dedup: Share
     per_bucket: Positive
+    ranker: Literal["evidence", "tfidf", "embedding", "llm", "lift"]
+    embedder: str | None
+    llm: HintLlmParams
+
+
+class LiftParams(Section, frozen=True):
+    hints: NonNegative
+    tasks: Positive
+    attempts: Positive
 
 
 class TeachParams(Section, frozen=True):
@@ -189,6 +208,7 @@ class Params(Section, frozen=True):
     coldstart: ColdstartParams
     rollouts: RolloutsParams
     hints: HintsParams
+    lift: LiftParams
     teach: TeachParams
     strip: StripParams
     sft: SftParams
@@ -229,6 +249,8 @@ def _contradictions(p: Params) -> list[tuple[bool, str]]:
         (bool(missing), f"sft.variants has {missing}, but teach.variants lacks what they learn from ({lessons})."),
         (not p.sft.seeds, "sft.seeds is empty; give at least one training seed, e.g. [0]."),
         (p.coldstart.plain + p.coldstart.hinted > 1.0, "coldstart.plain + coldstart.hinted exceed 1."),
+        (p.hints.ranker == "embedding" and not p.hints.embedder, "hints.ranker is embedding; name hints.embedder."),
+        (p.hints.ranker == "lift" and not p.lift.hints, "hints.ranker is lift; set lift.hints, e.g. to 4."),
         (p.model.engine == "scripted" and not p.model.script, "model.engine is scripted; set model.script."),
         *_endpoint_contradictions(p),
     ]
@@ -237,7 +259,7 @@ def _contradictions(p: Params) -> list[tuple[bool, str]]:
 def _endpoint_contradictions(p: Params) -> list[tuple[bool, str]]:
     url, e = urlsplit(p.endpoint.base_url), p.endpoint
     free = not (e.prices.prompt or e.prices.completion)
-    served = "endpoint" in (p.model.engine, p.model.teacher)
+    served = "endpoint" in (p.model.engine, p.model.teacher, p.hints.llm.model)
     return [
         (url.scheme not in ("http", "https") or not url.hostname, "endpoint.base_url is no http(s) address."),
         (

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from inspect import isawaitable
 from typing import Protocol
 
 import msgspec
@@ -43,8 +44,8 @@ class Pool(Protocol):
     def lease(self) -> AbstractAsyncContextManager[AsyncEnv]: ...
 
 
-Retrieve = Callable[[str, str, int], Sequence[Hint]]
-"""(bucket, goal, seed) → hints, called once an episode, at its start."""
+Retrieve = Callable[[str, str, int], Sequence[Hint] | Awaitable[Sequence[Hint]]]
+"""(bucket, goal, seed) → hints, called once an episode, at its start; awaited where a model chooses them."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,8 @@ class Episode:
         s = self.setting
         self.first = observation = _writable(await env.reset(self.task))
         if s.retrieve:
-            self.hints = s.retrieve(observation.bucket, observation.goal, self.seed)
+            found = s.retrieve(observation.bucket, observation.goal, self.seed)
+            self.hints = await found if isawaitable(found) else found
         while True:
             chat = fit(self._chat(), s.limits.context_tokens - s.limits.max_reply_tokens, model.count_tokens)
             if chat is None:

@@ -28,7 +28,7 @@ from ragdistill.hints.safety import refusal
 from ragdistill.journal import Journal
 from ragdistill.llm import Reply, Sampling
 from ragdistill.llm.chat_format import ChatFormat
-from ragdistill.params import AgentParams, HintsParams, StripParams
+from ragdistill.params import AgentParams, HintLlmParams, HintsParams, StripParams
 from ragdistill.records import Message, Observation, StopReason, Task, Trajectory, Usage
 from ragdistill.rollout import Setting, play_all
 from ragdistill.stages.strip import renderer
@@ -41,6 +41,7 @@ LIMITS = AgentParams(name="x", context_tokens=3000, max_reply_tokens=100, loop_l
 MINING = HintsParams(
     extractor="offline", kinds=("contrast", "precondition", "redundancy"), k=3, min_support=1, max_chars=120,
     dedup=0.85, per_bucket=20,
+    ranker="evidence", embedder=None, llm=HintLlmParams(None, "pairwise", 20, 4, 4000, 300, 0.0),
 )  # fmt: skip
 STRIP = StripParams(max_invalid=None, on_hint_reference="drop_thought", per_task=9)
 HINT = "To finish, clean {object} with {sinkbasin}."

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.params import load_params
 from ragdistill.records import Hint, Step, Trajectory, read_jsonl
-from ragdistill.stages.common import BANK, EVAL, ROLLOUTS, TEACH
+from ragdistill.stages.common import BANK, EVAL, LIFT, ROLLOUTS, TEACH
 
 if TYPE_CHECKING:
     from ragdistill.report.hintuse import HintUse
@@ -32,22 +32,28 @@ def show_hints() -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from ragdistill.hints.lift import LiftRow
     from ragdistill.report.figures import by_bucket
     from ragdistill.report.hintuse import hint_use
 
     params = load_params()
     episodes = (_read(TEACH / "hints.jsonl"), _read(ROLLOUTS), _read(EVAL / "rag-0" / "trajectories.jsonl"))
-    uses = hint_use(read_jsonl(BANK, Hint), *episodes, params.report)
+    path = LIFT / "measured.jsonl"
+    measured = read_jsonl(path, LiftRow) if path.exists() else []
+    uses = hint_use(read_jsonl(BANK, Hint), *episodes, params.report, measured)
+    names = ("hint", "kind", "mentions", "evidence", "teacher won", "rag won", "with − without, points")
     for bucket, found in by_bucket(uses).items():
         table = Table(title=printable(bucket), box=box.SIMPLE_HEAD, title_justify="left", expand=True)
-        for name in ("hint", "kind", "mentions", "evidence", "teacher won", "rag won", "with − without, points"):
+        for name in (*names, *(("alone − none, points",) if measured else ())):
             table.add_column(name, ratio=4 if name == "hint" else None, justify="left" if name == "hint" else "right")
         for use in found:
-            table.add_row(*map(printable, _hint_row(use)))
+            table.add_row(*map(printable, _hint_row(use)), *([_alone(use)] if measured else []))
         width = None if sys.stdout.isatty() else _PIPED_WIDTH
         Console(width=width, highlight=False, markup=False, emoji=False).print(table)
     level = f"{100 * params.report.confidence:g} %"
     print(f"Associations with {level} intervals, not effects: hints of a bucket are mostly shown together.")
+    if measured:
+        print("alone − none: the hint was the only one shown, on training tasks that were also played without any.")
     return 0
 
 
@@ -95,8 +101,6 @@ def _step(number: int, step: Step, width: int) -> str:
 
 
 def _hint_row(use: HintUse) -> Iterator[str]:
-    from ragdistill.report.words import signed
-
     yield use.hint.text
     yield use.hint.kind
     yield str(use.hint.mentions)
@@ -106,13 +110,21 @@ def _hint_row(use: HintUse) -> Iterator[str]:
         s = shown.success
         yield f"{100 * s.value:.0f} % [{100 * s.lo:.0f}–{100 * s.hi:.0f}], n {shown.tasks}" if s else "–"
     lift = use.lift
-    if lift is None:
-        yield "–"
-    elif lift.diff.lo == lift.diff.hi == 0:
-        yield f"0 on each task, n {lift.tasks}"
-    else:
-        value, lo, hi = (signed(100 * v, 0) for v in (lift.diff.value, lift.diff.lo, lift.diff.hi))
-        yield f"{value} [{lo}, {hi}], n {lift.tasks}"
+    yield _points(lift.diff.value, lift.diff.lo, lift.diff.hi, lift.tasks) if lift else "–"
+
+
+def _alone(use: HintUse) -> str:
+    row = use.alone
+    return _points(row.diff, row.lo, row.hi, row.tasks) if row else "–"
+
+
+def _points(diff: float, lo: float, hi: float, tasks: int) -> str:
+    from ragdistill.report.words import signed
+
+    if lo == hi == 0:
+        return f"0 on each task, n {tasks}"
+    value, low, high = (signed(100 * v, 0) for v in (diff, lo, hi))
+    return f"{value} [{low}, {high}], n {tasks}"
 
 
 def _files() -> list[Path]:

@@ -1,5 +1,6 @@
-"""Hints: mined from failures, kept in a bank, retrieved once at episode start.
+"""Hints: mined or written from failures, kept in a bank, retrieved once at episode start.
 
-`templates` lifts commands, `mine` extracts, `bank` stores, `retrieve` picks, `render` shows.
-This room works on `records.Trajectory` alone: it knows no model, no environment engine and no evaluation task.
+`mine` extracts without a model (`templates` lifts commands), `extract` by a language model; `bank` stores, `retrieve`
+picks by a ranker of `rankers`, `lift` measures. This room works on `records.Trajectory` and a `ChatModel` alone: it
+knows no engine of either kind and no evaluation task.
 """

@@ -1,10 +1,14 @@
-"""Pick the hints for one episode, once, at its start. Knows bank, bucket and goal sentence, never the gold type."""
+"""Pick the hints for one episode, once, at its start. Knows bank, bucket and goal sentence, never the gold type.
+
+Which hints of the bucket are best is a `Ranker`'s business (`rankers`); `evidence` is the default.
+"""
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from ragdistill.hints.bank import Bank, hints_of, rank
@@ -12,6 +16,18 @@ from ragdistill.hints.templates import ROLES, placeholders
 from ragdistill.records import Hint, digest, seed_of
 
 How = Literal["retrieved", "random", "constant"]
+
+Pick = Callable[[str, Sequence[Hint], int], Sequence[Hint] | Awaitable[Sequence[Hint]]]
+"""(goal, the bucket's hints in the order of `evidence`, k) → at most k of them, best first."""
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """A way to pick among the hints of a bucket."""
+
+    pick: Pick
+    key: str = ""
+    """Identity of all that decides a pick besides goal, bank and k; empty for `evidence` only."""
 
 
 def retrieve(
@@ -31,18 +47,37 @@ def retrieve(
         texts = {h.text for h in own}
         others = _distinct([h for h in pool if h.bucket != bucket and h.text not in texts])
         return random.Random(seed_of("random hints", seed, bucket, goal)).sample(others, min(k, len(others)))
+    return by_evidence(goal, own, k)
+
+
+def by_evidence(goal: str, hints: Collection[Hint], k: int) -> list[Hint]:
+    """The best k by lift, then those that name an entity of the goal, then by score and mentions."""
     words = set(re.findall(r"[a-z_-]+", goal.lower()))
-    return sorted(own, key=lambda h: (-(h.lift or 0.0), not _named(h, words), *rank(h)))[:k]
+    return sorted(hints, key=lambda h: (-(h.lift or 0.0), not _named(h, words), *rank(h)))[:k]
 
 
-def retriever(bank: Bank, k: int, how: How) -> Callable[[str, str, int], Sequence[Hint]]:
-    """`retrieve` with the bank bound: (bucket, goal, seed) → hints."""
-    return lambda bucket, goal, seed: retrieve(bank, bucket, goal, k, how, seed)
+EVIDENCE = Ranker(by_evidence)
 
 
-def bank_key(bank: Bank, k: int, how: How) -> str:
+def retriever(
+    bank: Bank, k: int, how: How, ranker: Ranker = EVIDENCE
+) -> Callable[[str, str, int], Sequence[Hint] | Awaitable[Sequence[Hint]]]:
+    """(bucket, goal, seed) → hints of `bank`; `ranker` matters for `retrieved` only."""
+    if how != "retrieved":
+        return lambda bucket, goal, seed: retrieve(bank, bucket, goal, k, how, seed)
+
+    def ranked(bucket: str, goal: str, seed: int) -> Sequence[Hint] | Awaitable[Sequence[Hint]]:
+        own = retrieve(bank, bucket, goal, len(hints_of(bank)))
+        return ranker.pick(goal, own, k)
+
+    return ranked
+
+
+def bank_key(bank: Bank, k: int, how: How, ranker: Ranker = EVIDENCE) -> str:
     """Identity of all that decides which hints an episode sees."""
-    return digest("retrieval", how, k, [(h.bucket, h.id, h.text, h.lift, h.score, h.mentions) for h in hints_of(bank)])
+    hints = [(h.bucket, h.id, h.text, h.lift, h.score, h.mentions) for h in hints_of(bank)]
+    own = [ranker.key] if how == "retrieved" and ranker.key else []
+    return digest("retrieval", how, k, hints, *own)
 
 
 def _named(hint: Hint, words: set[str]) -> bool:

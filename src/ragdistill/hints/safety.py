@@ -1,4 +1,4 @@
-"""Quarantine: which hint texts must never reach a prompt. Knows only strings.
+"""Quarantine: which hint texts must never reach a prompt, and how recorded text may. Knows only strings.
 
 Hints come from model output, hence from untrusted text: a refused one is kept out and named, never repaired.
 """
@@ -25,13 +25,26 @@ _ORDER = re.compile(
 _NUMBERED = re.compile(r"[a-z][a-z_-]* \d+\b", re.IGNORECASE)
 
 
+_ANGLES = str.maketrans(dict.fromkeys("<＜﹤", "‹") | dict.fromkeys(">＞﹥", "›"))
+_BRACKETED = re.compile(r"\[(/?inst)\]", re.IGNORECASE)
+
+
+def defuse(text: str) -> str:
+    """`text` without anything that could be a control token or close a fence: no angle brackets, nothing invisible.
+
+    A local engine never makes control tokens of content; what an endpoint's chat template does with it is unknown.
+    """
+    text = _BRACKETED.sub(r"(\1)", text.translate(_ANGLES))
+    return "".join(c if c == "\n" or not _invisible(c) else " " for c in text)
+
+
 def refusal(text: str, max_chars: int) -> str | None:
     """Why `text` may not be a hint, or None when it may."""
     if not text.strip():
         return "empty"
     if len(text) > max_chars:
         return f"longer than {max_chars} characters"
-    if any(unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn") for c in text):
+    if any(map(_invisible, text)):
         return "line break or invisible character"
     for pattern, reason in (
         (_CONTROL_TOKEN, "control token"),
@@ -45,3 +58,7 @@ def refusal(text: str, max_chars: int) -> str | None:
             return f"{reason} {found[0]!r}"
     rest = PLACEHOLDER.sub("", text)
     return "brace outside a {placeholder}" if "{" in rest or "}" in rest else None
+
+
+def _invisible(char: str) -> bool:
+    return unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn")

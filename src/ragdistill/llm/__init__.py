@@ -17,6 +17,8 @@ class Sampling(Record, frozen=True, kw_only=True):
     max_tokens: int = 64
     seed: int = 0
     stop: tuple[str, ...] = ()
+    schema: str = ""
+    """JSON schema, as JSON text, that the reply should follow; engines that cannot constrain a reply ignore it."""
 
 
 class Reply(Record, frozen=True, kw_only=True):

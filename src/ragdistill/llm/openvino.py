@@ -144,6 +144,10 @@ class OpenVinoEngine(ThreadedEngine):
             config.temperature, config.top_p = sampling.temperature, sampling.top_p
             config.top_k = sys.maxsize  # all of them
             config.rng_seed = sampling.seed
+        if sampling.schema:
+            form = self._genai.StructuredOutputConfig()
+            form.json_schema = sampling.schema
+            config.structured_output_config = form
         return config
 
     def _advance(self, call: Call) -> bool:

@@ -97,7 +97,7 @@ class Wire:
         from openai import AsyncOpenAI
 
         self._base_url, self._model, self._key, self._deadline = base_url, model, key, deadline
-        self._cap = _CAP_NAMES[0]
+        self._cap, self._schemas = _CAP_NAMES[0], True
         self._client = AsyncOpenAI(base_url=base_url, api_key=key or "none", timeout=deadline, max_retries=0)
 
     async def aclose(self) -> None:
@@ -113,10 +113,10 @@ class Wire:
         """Send one request and say what became of it; raises `ConfigError` for what no other attempt would mend."""
         from openai import APIConnectionError, APIStatusError, OpenAIError
 
-        cap = self._cap
+        cap, formed = self._cap, bool(sampling.schema) and self._schemas
         try:
             async with asyncio.timeout(self._deadline):
-                body = self._request(messages, sampling, cap)
+                body = self._request(messages, sampling, cap, formed)
                 raw = await self._client.chat.completions.with_raw_response.create(**body)
                 return self._read(raw.content)
         except (TimeoutError, APIConnectionError) as e:
@@ -125,11 +125,11 @@ class Wire:
                 return Failure(f"no answer within {self._deadline:g} s", unsure=True)
             return Failure(f"the connection failed ({cause})", unsure=cause not in _UNSENT)
         except APIStatusError as e:
-            return self._refused(e, cap)
+            return self._refused(e, cap, formed)
         except OpenAIError as e:
             return Failure(f"the client failed ({type(e).__name__})", unsure=True)
 
-    def _request(self, messages: Sequence[Message], sampling: Sampling, cap: str) -> dict[str, Any]:
+    def _request(self, messages: Sequence[Message], sampling: Sampling, cap: str, formed: bool) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self._model,
             "messages": [{"role": m.role, "content": m.content} for m in messages],
@@ -141,6 +141,9 @@ class Wire:
             body["seed"] = sampling.seed
         if sampling.stop:
             body["stop"] = list(sampling.stop)
+        if formed:
+            form = {"name": "reply", "strict": True, "schema": msgspec.json.decode(sampling.schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
         return body
 
     def _read(self, content: bytes) -> Answer | Failure:
@@ -170,7 +173,7 @@ class Wire:
         text = (text or "").replace(self._key, "***") if self._key else text or ""
         return Reply(text=text, usage=_usage(body.usage), finish="length" if finish == "length" else "stop")
 
-    def _refused(self, e: APIStatusError, cap: str) -> Answer | Failure:
+    def _refused(self, e: APIStatusError, cap: str, formed: bool) -> Answer | Failure:
         """A status of 400 or more. Nothing is billed for it."""
         body = e.body if isinstance(e.body, Mapping) else {}
         status, said = e.status_code, self.clean(str(body.get("message") or e.message))
@@ -195,6 +198,9 @@ class Wire:
         if cap == _CAP_NAMES[0] and _CAP_NAMES[1] in words:
             self._cap = _CAP_NAMES[1]
             return Failure("the server wants another name for max_tokens", after=0.0, crowded=False)
+        if formed and any(w in words for w in ("response_format", "json_schema")):
+            self._schemas = False
+            return Failure("the server cannot constrain a reply to a schema", after=0.0, crowded=False)
         raise ConfigError(f"{where} refuses the request (HTTP {status}: {said}); check endpoint.model.") from None
 
 

@@ -1,7 +1,7 @@
 """What happened when a hint was shown: on how many games, how many were won, and against unhinted attempts at them.
 
-These are associations. Hints of one task type are mostly shown together, so they share their numbers; no hint was
-assigned at random. Knows no file and no page.
+These are associations: hints of one task type are mostly shown together and share their numbers, and none was assigned
+at random. Only where a hint was played alone (`hints.lift`) is there an effect of its own. Knows no file and no page.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ragdistill import stats
+from ragdistill.hints.lift import LiftRow
 from ragdistill.params import ReportParams
 from ragdistill.records import Hint, StopReason, Trajectory
 from ragdistill.stats import Interval
@@ -53,6 +54,8 @@ class HintUse:
     lift: Lift | None
     together: tuple[str, ...]
     """Texts of the hints that every one of these episodes showed too: they share all numbers of this one."""
+    alone: LiftRow | None = None
+    """Measured with this hint alone; None where it was not."""
 
 
 def hint_use(
@@ -61,6 +64,7 @@ def hint_use(
     unhinted: Sequence[Trajectory],
     retrieved: Sequence[Trajectory],
     params: ReportParams,
+    measured: Sequence[LiftRow] = (),
 ) -> list[HintUse]:
     """Measure each hint, in the order given.
 
@@ -70,12 +74,14 @@ def hint_use(
         unhinted: attempts without hints on training tasks.
         retrieved: evaluation episodes with retrieved hints.
         params: number of resamples and confidence level.
+        measured: what each hint does alone, where that was played.
 
     Episodes lost to infrastructure are left out.
     """
     texts = {h.id: h.text for h in hints}
     teacher, evaluation = _by_hint(taught), _by_hint(retrieved)
     plain = [t for t in unhinted if not t.hints]
+    alone = {row.hint_id: row for row in measured}
     return [
         HintUse(
             hint=h,
@@ -83,6 +89,7 @@ def hint_use(
             retrieved=_shown(evaluation.get(h.id, ()), params.confidence),
             lift=_lift(teacher.get(h.id, ()), plain, params),
             together=_together(h.id, [*teacher.get(h.id, ()), *evaluation.get(h.id, ())], texts),
+            alone=alone.get(h.id),
         )
         for h in hints
     ]

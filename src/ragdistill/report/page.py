@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ragdistill.files import write_atomic
+from ragdistill.hints.lift import LiftRow
 from ragdistill.params import ReportParams
 from ragdistill.records import EvalEpisode, Hint, Trajectory
 from ragdistill.report import figures, words
@@ -38,6 +39,8 @@ class Page:
 
     metrics: Mapping[str, Any]
     hints: Sequence[Hint] = ()
+    measured: Sequence[LiftRow] = ()
+    """What hints do alone, where that was played."""
     trajectories: Mapping[str, Sequence[Trajectory]] = field(default_factory=dict)
     """Policy → its trajectories, of one training seed."""
     rollouts: Sequence[Trajectory] = ()
@@ -80,7 +83,7 @@ def render(page: Page) -> str:
     env.filters |= {"count": words.count, "points": lambda share, digits=1: words.signed(100 * share, digits)}
     script = (here / "page.js").read_text(encoding="utf-8")
     params = ReportParams(bootstrap=page.bootstrap, confidence=m["confidence"])
-    uses = hint_use(page.hints, page.taught, page.rollouts, page.trajectories.get("rag", ()), params)
+    uses = hint_use(page.hints, page.taught, page.rollouts, page.trajectories.get("rag", ()), params, page.measured)
     student = next((t for n, t in page.trainings.items() if n.startswith("distilled-")), {})
     costs = paybacks(page.rollouts, page.taught, student, page.episodes, params)
     room_names, rooms = figures.room_table(m)

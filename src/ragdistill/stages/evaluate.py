@@ -6,11 +6,11 @@ Policies: raw, base, rag (k retrieved hints), rag_random, rag_constant (controls
 from __future__ import annotations
 
 from ragdistill.contamination import check_disjoint
-from ragdistill.hints.bank import load_bank
-from ragdistill.hints.retrieve import How, bank_key, retriever
+from ragdistill.hints.retrieve import How
 from ragdistill.params import Params
 from ragdistill.records import EvalEpisode, Task, read_jsonl, write_jsonl
-from ragdistill.stages.common import BANK, BASE, EVAL, RAW, STUDENTS, TASKS, item, run_stage
+from ragdistill.stages.advising import retrieval
+from ragdistill.stages.common import BASE, EVAL, RAW, STUDENTS, TASKS, item, run_stage
 from ragdistill.stages.playing import open_model, play, summary
 
 HOW: dict[str, How] = {"rag": "retrieved", "rag_random": "random", "rag_constant": "constant"}
@@ -21,17 +21,13 @@ def body(params: Params, policy: str, seed: int) -> str:
     check_disjoint(read_jsonl(TASKS / "train.jsonl", Task), tasks, rooms=params.tasks.eval_split in ("test", "dev"))
     student = STUDENTS / f"{policy}-{seed}"
     model = open_model(params, RAW if policy == "raw" else BASE, student if student.exists() else None)
-    how = HOW.get(policy)
-    bank = load_bank(BANK, params.hints) if how else {}
-    done = play(
-        params, policy, "evaluate", [(t, 0) for t in tasks], model, params.evaluate.temperature,
-        retrieve=retriever(bank, params.hints.k, how) if how else None,
-        hints_key=bank_key(bank, params.hints.k, how) if how else "",
-    )  # fmt: skip
+    jobs, temperature = [(t, 0) for t in tasks], params.evaluate.temperature
+    with retrieval(params, HOW.get(policy), model) as hints:
+        done = play(params, policy, "evaluate", jobs, model, temperature, hints.retrieve, hints.key)
     out = EVAL / f"{policy}-{seed}"
     write_jsonl(out / "trajectories.jsonl", done)
     write_jsonl(out / "episodes.jsonl", [EvalEpisode.of(t, policy, seed) for t in done])
-    return summary(done)
+    return summary(done) + hints.words()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ from ragdistill.stages.spending import SERVED, is_served, stage_name, tell
 MAX_INFRA_SHARE = 0.05
 """More infrastructure faults than this make a stage fail: its numbers would stand on the rest only."""
 
+Work = tuple[Setting, Sequence[tuple[Task, int]]]
+"""A setting and its (task, attempt) jobs."""
+
 
 def open_model(params: Params, directory: Path, adapter: Path | None = None) -> ChatModel:
     """The engine that `params.model` names, with `directory`'s weights (and `adapter` merged into them)."""
@@ -93,12 +96,22 @@ def play(
     retrieve: Retrieve | None = None,
     hints_key: str = "",
 ) -> list[Trajectory]:
-    """Play `jobs` with the pool, journal and progress of this project, and close `model`.
+    """Play `jobs` in one setting; see `play_each`."""
+    setting = setting_of(params, policy, run, model, temperature, retrieve, hints_key)
+    return play_each(params, [(setting, jobs)], model)[0]
 
-    Checks the share of infrastructure faults. Ctrl-C raises `KeyboardInterrupt` that says what is kept, once all
-    workers and the model have ended.
-    """
-    setting = Setting(
+
+def setting_of(
+    params: Params,
+    policy: str,
+    run: str,
+    model: ChatModel,
+    temperature: float,
+    retrieve: Retrieve | None = None,
+    hints_key: str = "",
+) -> Setting:
+    """All that decides the episodes of `policy`, from this project's parameters and identity."""
+    return Setting(
         policy=policy,
         run=f"{params.seed}/{run}",
         agent=make_agent(params.agent.name),
@@ -111,33 +124,37 @@ def play(
         hints_key=hints_key,
         record_admissible=params.rollouts.record_admissible,
     )
+
+
+def play_each(params: Params, work: Sequence[Work], model: ChatModel) -> list[list[Trajectory]]:
+    """Play every setting's jobs, one setting after the other, with this project's pool and journal; close `model`.
+
+    Checks the share of infrastructure faults. Ctrl-C raises `KeyboardInterrupt` that says what is kept, once all
+    workers and the model have ended.
+    """
     journal = Journal(cache_dir("journal", "episodes"), Trajectory)
     at_once = params.endpoint.max_concurrency if is_served(model) else params.model.concurrency
     try:
-        done = asyncio.run(_play(params, setting, jobs, model, journal, at_once))
+        played = asyncio.run(_play(params, work, model, journal, at_once))
     except KeyboardInterrupt:
-        kept = sum(journal.get(setting.key(task, attempt)) is not None for task, attempt in jobs)
+        kept = sum(journal.get(setting.key(*job)) is not None for setting, jobs in work for job in jobs)
         raise KeyboardInterrupt(f"{kept} finished episodes are kept") from None
     finally:
         model.close()
         tell(model)
+    done = [t for part in played for t in part]
     infra = [t for t in done if t.stop is StopReason.INFRA_ERROR]
     if len(infra) > MAX_INFRA_SHARE * len(done):
         raise EnvironmentFault(
             f"{len(infra)} of {len(done)} episodes ended in infrastructure faults ({infra[0].error}); "
             "fix the cause and run again, finished episodes are kept."
         )
-    return done
+    return played
 
 
 async def _play(
-    params: Params,
-    setting: Setting,
-    jobs: Sequence[tuple[Task, int]],
-    model: ChatModel,
-    journal: Journal[Trajectory],
-    at_once: int,
-) -> list[Trajectory]:
+    params: Params, work: Sequence[Work], model: ChatModel, journal: Journal[Trajectory], at_once: int
+) -> list[list[Trajectory]]:
     factory = make_domain(params.env).env_factory(cache_dir("env"), params.rollouts.record_admissible)
     pool = EnvPool(
         factory,
@@ -146,11 +163,14 @@ async def _play(
         recycle_after=params.env.recycle_after,
         timeout=params.env.step_timeout,
     )
+    played: list[list[Trajectory]] = []
     try:
-        with show(setting.policy) as display:
-            return await play_all(jobs, setting, model, pool, journal, at_once, display)
+        for setting, jobs in work:
+            with show(setting.policy) as display:
+                played.append(await play_all(jobs, setting, model, pool, journal, at_once, display))
     finally:
         await pool.close()
+    return played
 
 
 @contextmanager

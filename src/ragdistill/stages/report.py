@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ragdistill.hints.lift import LiftRow
 from ragdistill.params import Params
 from ragdistill.records import EvalEpisode, Hint, Trajectory, read_json, read_jsonl, write_json
 from ragdistill.report.csvs import LossPoint, read_loss, write_csvs
@@ -17,6 +18,7 @@ from ragdistill.stages.common import (
     BASE,
     EVAL,
     IDENTITY,
+    LIFT,
     RESULTS,
     ROLLOUTS,
     SFT,
@@ -65,6 +67,7 @@ def body(params: Params) -> str:
     page = Page(
         metrics=metrics,
         hints=read_jsonl(BANK, Hint),
+        measured=read_jsonl(LIFT / "measured.jsonl", LiftRow),
         trajectories={name: read_jsonl(f / "trajectories.jsonl", Trajectory) for name, f in first.items()},
         rollouts=read_jsonl(ROLLOUTS, Trajectory),
         taught=read_jsonl(TEACH / "hints.jsonl", Trajectory) if "hints" in params.teach.variants else (),

@@ -5,11 +5,11 @@ hints: with k retrieved hints. retry: without, same budget (control). random: wi
 
 from __future__ import annotations
 
-from ragdistill.hints.bank import load_bank
-from ragdistill.hints.retrieve import How, bank_key, retriever
+from ragdistill.hints.retrieve import How
 from ragdistill.params import Params
 from ragdistill.records import Task, Trajectory, read_jsonl, write_jsonl
-from ragdistill.stages.common import BANK, ROLLOUTS, TASKS, TEACH, item, run_stage
+from ragdistill.stages.advising import retrieval
+from ragdistill.stages.common import ROLLOUTS, TASKS, TEACH, item, run_stage
 from ragdistill.stages.playing import open_model, play, summary, teacher_dir
 
 HOW: dict[str, How] = {"hints": "retrieved", "random": "random"}
@@ -24,16 +24,11 @@ def chosen(tasks: list[Task], rollouts: list[Trajectory], which: str) -> list[Ta
 def body(params: Params, variant: str) -> str:
     tasks = chosen(read_jsonl(TASKS / "train.jsonl", Task), read_jsonl(ROLLOUTS, Trajectory), params.teach.tasks)
     jobs = [(t, a) for t in tasks for a in range(params.teach.attempts)]
-    how = HOW.get(variant)
-    bank = load_bank(BANK, params.hints)
-    done = play(
-        params, f"teach_{variant}", f"teach_{variant}", jobs, open_model(params, teacher_dir()),
-        params.teach.temperature,
-        retrieve=retriever(bank, params.hints.k, how) if how else None,
-        hints_key=bank_key(bank, params.hints.k, how) if how else "",
-    )  # fmt: skip
+    model, policy = open_model(params, teacher_dir()), f"teach_{variant}"
+    with retrieval(params, HOW.get(variant), model) as hints:
+        done = play(params, policy, policy, jobs, model, params.teach.temperature, hints.retrieve, hints.key)
     write_jsonl(TEACH / f"{variant}.jsonl", done)
-    return summary(done)
+    return summary(done) + hints.words()
 
 
 if __name__ == "__main__":
