@@ -54,14 +54,14 @@ def toy_tokenizer(template: str = SMOL_TEMPLATE) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def toy_model(directory: Path, seed: int = 0) -> Path:
+def toy_model(directory: Path, seed: int = 0, head_dim: int = 8) -> Path:
     """Save a two-layer grouped-query Llama with random weights, and its tokenizer."""
     tokenizer = toy_tokenizer()
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=6,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=1024, initializer_range=0.4, eos_token_id=2,
-        bos_token_id=1, tie_word_embeddings=True,
+        vocab_size=len(tokenizer), hidden_size=6 * head_dim, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=6, num_key_value_heads=2, head_dim=head_dim, max_position_embeddings=1024,
+        initializer_range=0.4, eos_token_id=2, bos_token_id=1, tie_word_embeddings=True,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)

@@ -21,9 +21,13 @@ from ragdistill.report.metrics import compute_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
-    "doctor", "table", "show", "play", "estimate", "promote", "rollback", "smoke", "envs", "use", "memory", "data",
+    "doctor", "table", "show", "play", "estimate", "promote", "rollback", "export", "serve", "smoke", "envs", "use",
+    "memory", "data",
 )  # fmt: skip
-HEAVY = ("torch", "mlflow", "alfworld", "textworld", "transformers", "openai", "dvc", "matplotlib", "numpy")
+HEAVY = (
+    "torch", "mlflow", "alfworld", "textworld", "transformers", "openai", "dvc", "matplotlib", "numpy", "starlette",
+    "uvicorn",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -80,7 +84,7 @@ def test_a_wrong_command_line_exits_2(monkeypatch: pytest.MonkeyPatch, args: tup
 
 
 @pytest.mark.usefixtures("empty")
-@pytest.mark.parametrize("command", ["table", "play", "estimate", "promote", "rollback", "smoke"])
+@pytest.mark.parametrize("command", ["table", "play", "estimate", "promote", "rollback", "serve", "smoke"])
 def test_outside_of_a_project_each_command_says_so_in_one_sentence(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

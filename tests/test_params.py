@@ -69,7 +69,7 @@ def test_an_unknown_key_names_its_place_and_the_nearest_valid_one(key: str, near
         ("sft.lora.lr", "1e-3"),
         ("sft.lora.lr", 0),
         ("sft.seeds", ["0"]),
-        ("model.engine", "vllm"),
+        ("model.engine", "triton"),
         ("teach.variants", ["hint"]),
         ("agent.loop_limit", 1),
         ("strip.max_invalid", -1),

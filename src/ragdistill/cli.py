@@ -87,6 +87,18 @@ def _estimate(args: argparse.Namespace) -> int:
     return estimate(args.params, speeds)
 
 
+def _export(args: argparse.Namespace) -> int:
+    from ragdistill.commands.export import export
+
+    return export(args.student, args.out, args.chats, args.dtype, args.gguf, args.agreement)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from ragdistill.commands.serve import serve
+
+    return serve(args.model, args.adapter, args.host, args.port, args.name)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(prog="ragdistill", description="Distil an agent's failures into a better student.")
@@ -132,6 +144,19 @@ def build_parser() -> argparse.ArgumentParser:
     promote = add("promote", _promote, "re-evaluate challenger and champion; move `champion` if the gate opens")
     promote.add_argument("--margin", type=float, help="success share, instead of promote.margin")
     add("rollback", _rollback, "give `champion` back to the version it replaced")
+    export = add("export", _export, "write a student as adapter, merged weights and GGUF, proved to be one model")
+    export.add_argument("student", help="champion, challenger, or an adapter such as models/students/distilled-0")
+    export.add_argument("--out", type=Path, metavar="DIR", help="where to; without it below exports/")
+    export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="merged weights")
+    export.add_argument("--gguf", choices=("f16", "q8_0"), default="f16", help="precision of the GGUF file")
+    export.add_argument("--chats", type=int, default=8, help="training games to compare on (default 8)")
+    export.add_argument("--agreement", type=float, default=0.98, help="least share of equal tokens after rounding")
+    serve = add("serve", _serve, "put a model behind an OpenAI-compatible endpoint; Ctrl-C ends it")
+    serve.add_argument("--model", default="champion", help="champion (default), challenger, base or a model directory")
+    serve.add_argument("--adapter", type=Path, help="an adapter directory for it")
+    serve.add_argument("--host", default="127.0.0.1", help="address to bind; another needs RAGDISTILL_SERVE_KEY")
+    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    serve.add_argument("--name", help="the model's name for clients; without it the one given here")
     smoke = add("smoke", _smoke, "run the whole DAG in minutes in a copy of the project: smoke, not evidence")
     smoke.add_argument("--keep", action="store_true", help="keep the copy's outputs of the last smoke run")
     return parser

@@ -56,7 +56,7 @@ class AgentParams(Section, frozen=True):
 class ModelParams(Section, frozen=True):
     base: str
     teacher: str | None
-    engine: Literal["auto", "openvino", "batched", "reference", "scripted", "endpoint"]
+    engine: Literal["auto", "openvino", "batched", "reference", "scripted", "endpoint", "vllm"]
     script: str | None
     dtype: Literal["auto", "bfloat16", "float32"]
     concurrency: Positive
@@ -191,6 +191,13 @@ class TrackParams(Section, frozen=True):
     registered_model: str
 
 
+class VllmParams(Section, frozen=True):
+    python: str | None
+    url: str | None
+    args: tuple[str, ...]
+    start_timeout: PositiveFloat
+
+
 class PromoteParams(Section, frozen=True):
     margin: NonNegativeFloat
 
@@ -216,6 +223,7 @@ class Params(Section, frozen=True):
     report: ReportParams
     track: TrackParams
     promote: PromoteParams
+    vllm: VllmParams
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

@@ -46,6 +46,8 @@ def open_model(params: Params, directory: Path, adapter: Path | None = None) -> 
         return open_endpoint(params)
     if params.model.engine == "scripted":
         return _scripted(params.model.script, name)
+    if params.model.engine == "vllm":
+        return _vllm(params, directory, adapter)
     cpu_env.apply()
     batch, engine = params.model.concurrency, params.model.engine
     if engine == "openvino" or (engine == "auto" and params.model.dtype == "auto" and has_openvino()):
@@ -63,6 +65,25 @@ def open_endpoint(params: Params) -> ChatModel:
     from ragdistill.llm.endpoint import EndpointModel
 
     return EndpointModel(params.endpoint, cache_dir("journal", "calls"), cache_dir("ledger.jsonl"), stage_name())
+
+
+def _vllm(params: Params, directory: Path, adapter: Path | None) -> ChatModel:
+    """The model on a vLLM server: the one at `vllm.url`, or one that lives as long as the model is open."""
+    from ragdistill.serving import vllm
+    from ragdistill.serving.vllm_chat import VllmChat, context_of
+
+    given = params.vllm
+    if given.url:
+        server = vllm.connect(given.url)
+    else:
+        python, log = vllm.interpreter(given.python), cache_dir("vllm", "server.log")
+        context, adapters = context_of(directory), [adapter] if adapter else []
+        server = vllm.start(python, directory, adapters, log, context, given.start_timeout, given.args)
+    try:
+        return VllmChat(server, directory, adapter, params.model.concurrency, server.stop)
+    except BaseException:
+        server.stop()
+        raise
 
 
 def has_openvino() -> bool:

@@ -1,0 +1,103 @@
+"""A `ChatModel` that asks a vLLM server with token ids, so that it reads exactly what the embedded engines read.
+
+vLLM's own chat route renders the template and tokenises the whole, so that `<|im_start|>` inside an observation becomes
+a control token; ids from this project's chat format do not. Threads carry the calls, which makes it independent of the
+event loop. It knows no task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ragdistill.errors import EnvironmentFault
+from ragdistill.llm import Reply, Sampling
+from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
+from ragdistill.llm.weights import adapter_fingerprint, model_fingerprint
+from ragdistill.records import Message, Usage, digest, read_json
+from ragdistill.serving.vllm import VllmServer
+
+VERSION = 1
+"""Part of the fingerprint; bumped when a change alters outputs."""
+MAX_CONTEXT = 4096
+"""Tokens of a conversation; the server has to be started with at least as many."""
+_DEADLINE = 600.0
+"""Seconds one call may take."""
+
+
+def context_of(base: Path) -> int:
+    """Tokens of a conversation with `base`."""
+    return min(MAX_CONTEXT, int(read_json(base / "config.json").get("max_position_embeddings", MAX_CONTEXT)))
+
+
+class VllmChat:
+    """One model of a server: its base, or a student that is loaded by `__init__`."""
+
+    def __init__(
+        self, server: VllmServer, base: Path, adapter: Path | None, max_batch: int, on_close: Callable[[], None]
+    ) -> None:
+        """`on_close` is called by `close`: a caller that started the server for this model alone stops it there.
+
+        `IdentityError` for an adapter of another base. A server that was given by address is trusted to hold `base`.
+        """
+        from openai import OpenAI
+
+        self._name = server.load(base, adapter) if adapter else server.base_name
+        self._format, self._context = ChatFormat(load_tokenizer(base)), context_of(base)
+        parts = [model_fingerprint(base), adapter_fingerprint(adapter) if adapter else ""]
+        self._fingerprint = digest("vllm", *parts, server.version(), str(self._context), str(VERSION))
+        self._client = OpenAI(base_url=server.url, api_key=server.key or "none", timeout=_DEADLINE, max_retries=2)
+        self._threads = ThreadPoolExecutor(max_batch, "ragdistill-vllm")
+        self._on_close = on_close
+
+    async def chat(self, messages: Sequence[Message], sampling: Sampling, conversation: str = "") -> Reply:
+        """Answer; see `ChatModel.chat`. The server finds what it computed before by content, not by `conversation`."""
+        prompt = self._format.prompt_ids(messages)
+        if len(prompt) >= self._context:
+            return Reply(text="", usage=Usage(prompt_tokens=len(prompt)), finish="context")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, prompt, sampling)
+
+    def _ask(self, prompt: list[int], sampling: Sampling) -> Reply:
+        from openai import OpenAIError
+
+        room = self._context - len(prompt)
+        own: dict[str, Any] = {"stop_token_ids": sorted(self._format.stop_ids), "skip_special_tokens": True}
+        try:
+            got = self._client.completions.create(
+                model=self._name, prompt=prompt, max_tokens=min(sampling.max_tokens, room),
+                temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed,
+                stop=list(sampling.stop) or None, extra_body=own,
+            )  # fmt: skip
+        except OpenAIError as e:
+            raise EnvironmentFault(f"vLLM failed to answer ({type(e).__name__}: {e}); see its log.") from None
+        if not got.choices or got.usage is None:
+            raise EnvironmentFault("vLLM answered without a choice or without usage; see its log.")
+        details = got.usage.prompt_tokens_details
+        cached = (details.cached_tokens if details else 0) or 0
+        count = got.usage.completion_tokens
+        usage = Usage(
+            prompt_tokens=len(prompt), completion_tokens=count, computed_tokens=len(prompt) - cached + count
+        )  # fmt: skip
+        full = got.choices[0].finish_reason == "length" and count >= room and room < sampling.max_tokens
+        finish = "context" if full else "length" if got.choices[0].finish_reason == "length" else "stop"
+        return Reply(text=got.choices[0].text, usage=usage, finish=finish)
+
+    async def forget(self, conversation: str) -> None:
+        """Nothing is kept here; the server evicts by age."""
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Prompt length in tokens."""
+        return len(self._format.prompt_ids(messages))
+
+    def fingerprint(self) -> str:
+        """Identity of base, adapter and vLLM's version; of a server given by address it is a claim."""
+        return self._fingerprint
+
+    def close(self) -> None:
+        """Wait for calls under way, disconnect, and end the server where it was started for this model."""
+        self._threads.shutdown(cancel_futures=True)
+        self._client.close()
+        self._on_close()
