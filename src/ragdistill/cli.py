@@ -99,6 +99,10 @@ def _serve(args: argparse.Namespace) -> int:
     return serve(args.model, args.adapter, args.host, args.port, args.name)
 
 
+Add = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+"""Name, function and help text of a command → its parser."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(prog="ragdistill", description="Distil an agent's failures into a better student.")
@@ -110,6 +114,16 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
+    _add_looking(add)
+    _add_settings(add)
+    _add_students(add)
+    smoke = add("smoke", _smoke, "run the whole DAG in minutes in a copy of the project: smoke, not evidence")
+    smoke.add_argument("--keep", action="store_true", help="keep the copy's outputs of the last smoke run")
+    return parser
+
+
+def _add_looking(add: Add) -> None:
+    """What is there: machine, results, hints, episodes."""
     add("doctor", _doctor, "say what this machine can do and what is missing, one line each, with the fix")
     add("table", _table, "print the table of policies of the last report")
     show = add("show", _show, "print the hint bank, or one trajectory")
@@ -117,6 +131,15 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_parser("hints", help="the bank as a table: provenance, use, success with and without")
     one = what.add_parser("trajectory", help="one episode as readable text")
     one.add_argument("id", help="the id or its first characters; the report shows ids")
+    play = add("play", _play, "watch an agent act on one task, step by step, or act yourself")
+    play.add_argument("--model", help="base (default), champion, challenger, or a model directory")
+    play.add_argument("--adapter", type=Path, help="an adapter directory, such as models/students/distilled-0")
+    play.add_argument("--task", metavar="ID", help="a part of a task's id; without it the first development task")
+    play.add_argument("--me", action="store_true", help="you act; `history` lists your commands, `quit` ends")
+
+
+def _add_settings(add: Add) -> None:
+    """Before a run: environments, profiles, data, cost."""
     add("envs", _envs, "list the environments that are available, with their fingerprints")
     use = add("use", _use, "switch params.yaml to a profile and print what changes; without a name, list the profiles")
     use.add_argument("profile", nargs="?", metavar="PROFILE", help="such as paper-alfworld-7b-react, or default")
@@ -126,11 +149,6 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("name", choices=("alfworld", "webshop"))
     data.add_argument("--size", default="all", help="all (default) or small (WebShop's 1,000 products)")
     data.add_argument("--dvc", action="store_true", help="as a tracked import (`dvc import-url`)")
-    play = add("play", _play, "watch an agent act on one task, step by step, or act yourself")
-    play.add_argument("--model", help="base (default), champion, challenger, or a model directory")
-    play.add_argument("--adapter", type=Path, help="an adapter directory, such as models/students/distilled-0")
-    play.add_argument("--task", metavar="ID", help="a part of a task's id; without it the first development task")
-    play.add_argument("--me", action="store_true", help="you act; `history` lists your commands, `quit` ends")
     cost = add("estimate", _estimate, "estimate tokens, money and time of each stage; asks and spends nothing")
     cost.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters to estimate")
     for name, default, what in (
@@ -141,6 +159,10 @@ def build_parser() -> argparse.ArgumentParser:
         ("gpu-price", 0.0, "money per GPU-hour"),
     ):
         cost.add_argument(f"--{name}", type=float, default=default, metavar="X", help=f"{what} (default {default:g})")
+
+
+def _add_students(add: Add) -> None:
+    """After a run: promotion and use."""
     promote = add("promote", _promote, "re-evaluate challenger and champion; move `champion` if the gate opens")
     promote.add_argument("--margin", type=float, help="success share, instead of promote.margin")
     add("rollback", _rollback, "give `champion` back to the version it replaced")
@@ -157,9 +179,6 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to bind; another needs RAGDISTILL_SERVE_KEY")
     serve.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     serve.add_argument("--name", help="the model's name for clients; without it the one given here")
-    smoke = add("smoke", _smoke, "run the whole DAG in minutes in a copy of the project: smoke, not evidence")
-    smoke.add_argument("--keep", action="store_true", help="keep the copy's outputs of the last smoke run")
-    return parser
 
 
 def main() -> int:
