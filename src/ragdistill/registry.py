@@ -202,7 +202,8 @@ def tree_sha256(directory: Path) -> str:
     return outer.hexdigest()
 
 
-def _uri(store: Path) -> str:
+def store_uri(store: Path) -> str:
+    """MLflow's address of the store in directory `store`."""
     return f"sqlite:///{store.resolve() / 'mlflow.db'}"
 
 
@@ -210,7 +211,7 @@ def _client(store: Path, create: bool = False) -> MlflowClient:
     if not create and not (store / "mlflow.db").exists():
         raise ConfigError(f"{store} holds no MLflow store; run `dvc repro track` first.")
     logging.getLogger("alembic").setLevel(logging.WARNING)  # a new store prints ~60 migration lines otherwise
-    return MlflowClient(tracking_uri=_uri(store), registry_uri=_uri(store))
+    return MlflowClient(tracking_uri=store_uri(store), registry_uri=store_uri(store))
 
 
 def _experiment(client: MlflowClient, store: Path, name: str) -> str:

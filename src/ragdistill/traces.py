@@ -21,6 +21,7 @@ from mlflow.tracing.client import TracingClient
 from mlflow.tracking import MlflowClient
 
 from ragdistill.records import Step, StopReason, Trajectory, digest
+from ragdistill.registry import store_uri
 
 _LINKS = 100
 """MLflow's limit of traces in one request."""
@@ -42,7 +43,7 @@ def log_traces(store: Path, run_id: str, trajectories: Sequence[Trajectory]) -> 
 
     `store` is a directory as `registry.project` makes it.
     """
-    uri = f"sqlite:///{store.resolve() / 'mlflow.db'}"
+    uri = store_uri(store)
     client = MlflowClient(tracking_uri=uri)
     experiment_id = client.get_run(run_id).info.experiment_id
     tracing, ids, spans = TracingClient(uri), [], []

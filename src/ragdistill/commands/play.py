@@ -7,14 +7,13 @@ refused. Nothing is recorded. Texts of models and environments are untrusted: co
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from textwrap import indent, wrap
 
 from ragdistill.agents import Agent, make_agent
-from ragdistill.commands.show import printable
+from ragdistill.commands.show import printable, text_width
 from ragdistill.envs import Env, make_domain
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.journal import cache_dir
@@ -28,7 +27,6 @@ from ragdistill.stages.playing import open_model
 ALIASES = ("champion", "challenger")
 _SPLITS = ("dev", "eval", "train")
 """Task files; without `--task` the first of the first is played: whoever tunes shall not look at the test games."""
-_MOST_COLUMNS = 100
 _MARGIN = "    "
 _NAMED = 5
 """Tasks named in an error."""
@@ -217,7 +215,6 @@ def _say(text: str, margin: str = "", style: str = "", first: str = "") -> None:
     from rich.console import Console
     from rich.text import Text
 
-    width = min(shutil.get_terminal_size((_MOST_COLUMNS, 0)).columns, _MOST_COLUMNS)
     console = Console(highlight=False, markup=False, emoji=False)
-    console.print(Text(wrapped(text, width, margin, first), style), soft_wrap=True)
+    console.print(Text(wrapped(text, text_width(), margin, first), style), soft_wrap=True)
     console.file.flush()

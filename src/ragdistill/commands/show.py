@@ -84,8 +84,12 @@ def as_text(t: Trajectory, path: Path) -> str:
         "",
         t.first_observation or t.goal,
     ]
-    width = min(shutil.get_terminal_size((100, 0)).columns, 100)
-    return "\n".join([*head, *("\n" + _step(i, s, width) for i, s in enumerate(t.steps, 1))])
+    return "\n".join([*head, *("\n" + _step(i, s, text_width()) for i, s in enumerate(t.steps, 1))])
+
+
+def text_width() -> int:
+    """Columns of the terminal, at most 100: longer lines are hard to read."""
+    return min(shutil.get_terminal_size((100, 0)).columns, 100)
 
 
 def printable(text: str) -> str:

@@ -127,6 +127,12 @@ def endings(trajectories: Mapping[str, Sequence[Trajectory]]) -> list[Ending]:
     return out
 
 
+def stops(endings: Sequence[Ending]) -> list[str]:
+    """The stop reasons that `endings` show, for their legend."""
+    shown = {stop for ending in endings for stop, _, _ in ending.parts}
+    return [stop for stop in _ENDINGS if stop in shown]
+
+
 def loss_charts(losses: Mapping[str, Sequence[LossPoint]]) -> list[tuple[str, LineChart]]:
     """One chart a training variant, its seeds as lines: a cold start of 300 steps hides a student's 10."""
     variants: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(dict)

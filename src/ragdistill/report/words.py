@@ -86,8 +86,8 @@ def facts(m: Mapping[str, Any], costs: Sequence[Payback]) -> list[tuple[str, str
         out.append(("Success on primary tasks, before → after", value, _points(row, level)))
     rival = first["paired"].get("distilled-rag", {})
     if rival:
-        note = f"points; {level} {signed(100 * rival['lo'])} to {signed(100 * rival['hi'])}"
-        out.append(("Success against hints in every episode", signed(100 * rival["diff"]), note))
+        value, note = _points(rival, level).split(" ", 1)
+        out.append(("Success against hints in every episode", value, note))
     ratio = first["tokens"].get("distilled_over_rag", {})
     if "billed" in ratio:
         value, hi, lo = (signed(100 * (ratio[k] - 1), 0) for k in ("billed", "billed_hi", "billed_lo"))

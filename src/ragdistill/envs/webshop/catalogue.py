@@ -139,15 +139,11 @@ def ensure_catalogue(folder: Path, products: Callable[[], Iterable[Product]], re
             _build(draft, products(), reviews())
             draft.chmod(0o755)
             os.rename(draft, folder)
-        except FileExistsError:
-            shutil.rmtree(draft)
-        except OSError:
+        except BaseException as error:
             shutil.rmtree(draft, ignore_errors=True)
-            if not folder.exists():  # another process may have finished first: a full folder cannot be replaced
+            # Another process may have finished first: a full folder cannot be replaced.
+            if not (isinstance(error, OSError) and folder.exists()):
                 raise
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
     return folder
 
 

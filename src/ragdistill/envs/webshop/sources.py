@@ -72,7 +72,7 @@ def original_files() -> Files | None:
 
 
 def catalogue_key(limit: int | None) -> str:
-    """Identity of the catalogue that `open_folder` gives."""
+    """Identity of the catalogue that `catalogue_folder` gives."""
     files = original_files()
     where = ["original", files.key()] if files else ["embedded", generator.fingerprint(), EMBEDDED]
     return digest(FORMAT, *where, limit)
