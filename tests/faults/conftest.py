@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.faults.project import make_project
+
+# As a background job of a shell, pytest ignores Ctrl-C and passes that on; what a terminal starts hears it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Figure = Callable[[str, str], None]
 FIGURES: list[tuple[str, str]] = []

@@ -10,18 +10,24 @@ from ragdistill.records import Message
 
 _PER_MESSAGE = 8
 """Tokens a chat template puts around a message; ChatML takes four or five."""
+_MARKUP_BYTES = 32
+"""The longest that is written around a message: `<|start_header_id|>`, the role, `<|eot_id|>` are one token each."""
 _BYTES_PER_TOKEN = 3
 """English prose has more than four; fewer count too much, which costs context and never overruns it."""
 
 
 def estimate_tokens(messages: Sequence[Message]) -> int:
     """A high estimate of the prompt's tokens, from its bytes."""
-    return bound_tokens(messages, _BYTES_PER_TOKEN)
+    return sum(-(-_bytes(m) // _BYTES_PER_TOKEN) + _PER_MESSAGE for m in messages)
 
 
-def bound_tokens(messages: Sequence[Message], bytes_per_token: int = 1) -> int:
+def bound_tokens(messages: Sequence[Message]) -> int:
     """At most so many tokens: none of a byte-level vocabulary is shorter than a byte."""
-    return sum(-(-len(m.content.encode("utf-8", "replace")) // bytes_per_token) + _PER_MESSAGE for m in messages)
+    return sum(_bytes(m) + _MARKUP_BYTES for m in [*messages, Message(role="assistant", content="")])
+
+
+def _bytes(message: Message) -> int:
+    return len(message.content.encode("utf-8", "replace"))
 
 
 def counter(tokenizer: str | None) -> tuple[Callable[[Sequence[Message]], int], str]:
