@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ragdistill import __version__, cli
+from ragdistill import __version__, cli, registry
 from ragdistill.commands import promote, smoke
-from ragdistill.errors import ConfigError
-from ragdistill.params import ReportParams
+from ragdistill.errors import ConfigError, IdentityError
+from ragdistill.params import Params, ReportParams
 from ragdistill.records import EvalEpisode, StopReason, write_json
 from ragdistill.report.metrics import compute_metrics
 
+LAMP = "look_at_obj_in_light"
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     "doctor", "table", "show", "play", "estimate", "promote", "rollback", "export", "serve", "smoke", "envs", "use",
@@ -175,6 +176,34 @@ def test_a_smoke_copy_takes_the_working_tree_and_leaves_results_and_ignored_file
     smoke.copy_project(copy)
     assert sorted(os.listdir(copy)) == [".git", ".gitignore", "a.py", "src"]
     assert (copy / "src/b.py").read_text() == "edited"
+
+
+def test_a_champion_of_another_base_is_named_and_can_be_passed_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def evaluate(params: Params, who: str) -> list[EvalEpisode]:
+        asked.append(who)
+        if who == "champion":
+            raise IdentityError("It was trained on another base.")
+        return [
+            EvalEpisode(policy=who, seed=0, task_id=f"t{i}", kind=LAMP, bucket=LAMP, group="g", steps=3, invalid=0,
+                        success=who == "challenger", score=float(who == "challenger"), tokens_billed=9, seconds=1.0,
+                        tokens_computed=9, tokens_completion=9, stop=StopReason.SUCCESS)
+            for i in range(40)
+        ]  # fmt: skip
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    monkeypatch.setattr(promote, "_evaluate", evaluate)
+    moved: list[str] = []
+    monkeypatch.setattr(registry, "champion_and_challenger", lambda *_: registry.Aliases("1", "2"))
+    monkeypatch.setattr(registry, "promote", lambda store, name, version, *_: moved.append(version))
+    with pytest.raises(ConfigError, match=r"Version 1 .* another base.*--new-base"):
+        promote.promote(0.0)
+    assert promote.promote(0.0, new_base=True) == 0
+    assert (moved, asked) == (["2"], ["challenger", "champion", "challenger", "base"])
 
 
 def test_who_promotes_has_a_name_even_where_the_system_has_none(monkeypatch: pytest.MonkeyPatch) -> None:

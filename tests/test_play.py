@@ -54,6 +54,7 @@ def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     copy = tmp_path / "project"
     shutil.copytree(template, copy)
     monkeypatch.chdir(copy)
+    monkeypatch.setattr(promote, "STORE", copy / "mlruns")  # found at import, beside the tests' own params.yaml
     for name in ("DVC_ROOT", "RAGDISTILL_CACHE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     return copy

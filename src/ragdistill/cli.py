@@ -29,7 +29,7 @@ def _table(_: argparse.Namespace) -> int:
 def _promote(args: argparse.Namespace) -> int:
     from ragdistill.commands.promote import promote
 
-    return promote(args.margin)
+    return promote(args.margin, args.new_base)
 
 
 def _rollback(_: argparse.Namespace) -> int:
@@ -165,6 +165,7 @@ def _add_students(add: Add) -> None:
     """After a run: promotion and use."""
     promote = add("promote", _promote, "re-evaluate challenger and champion; move `champion` if the gate opens")
     promote.add_argument("--margin", type=float, help="success share, instead of promote.margin")
+    promote.add_argument("--new-base", action="store_true", help="against its base: the champion has another")
     add("rollback", _rollback, "give `champion` back to the version it replaced")
     export = add("export", _export, "write a student as adapter, merged weights and GGUF, proved to be one model")
     export.add_argument("student", help="champion, challenger, or an adapter such as models/students/distilled-0")

@@ -14,30 +14,40 @@ from pathlib import Path
 
 import msgspec
 
-from ragdistill.errors import ConfigError
+from ragdistill.errors import ConfigError, IdentityError
 from ragdistill.journal import cache_dir
 from ragdistill.llm.weights import adapter_fingerprint
 from ragdistill.params import Params, load_params
 from ragdistill.records import EvalEpisode, StopReason, Task, read_jsonl
 from ragdistill.report.metrics import compare
-from ragdistill.stages.common import BASE, STORE, TASKS
+from ragdistill.stages.common import BASE, STORE, TASKS, quiet_libraries
 from ragdistill.stages.playing import open_model, play
 
 LOG = Path("results/promotions.jsonl")
 
 
-def promote(margin: float | None) -> int:
-    """Re-evaluate, decide, move or refuse; returns the exit status (1 = refused)."""
+def promote(margin: float | None, new_base: bool = False) -> int:
+    """Re-evaluate, decide, move or refuse; returns the exit status (1 = refused).
+
+    `new_base`: compare the challenger with its base even if there is a champion, as one of another base cannot play.
+    """
     from ragdistill import registry
 
+    quiet_libraries()
     params = load_params()
     name, margin = params.track.registered_model, params.promote.margin if margin is None else margin
     aliases = registry.champion_and_challenger(STORE, name)
     if aliases.challenger is None:
         raise ConfigError(f"{name} has no challenger; run `dvc repro` to register one.")
-    rival = "champion" if aliases.champion else "base"
+    rival = "champion" if aliases.champion and not new_base else "base"
     a = _evaluate(params, "challenger")
-    b = _evaluate(params, rival)
+    try:
+        b = _evaluate(params, rival)
+    except IdentityError as error:
+        raise ConfigError(
+            f"Version {aliases.champion} of {name}, the champion, cannot play on {BASE}: {error} To compare the "
+            "challenger with its base instead, run `ragdistill promote --new-base`."
+        ) from None
     found = compare(a, b, params.evaluate.primary, params.report)
     decision = registry.decide(found, margin, has_champion=rival == "champion")
     if decision.promote:
