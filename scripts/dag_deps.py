@@ -24,6 +24,8 @@ DATA = {
     "hints/prompts.py": tuple(f"prompt_{n}.txt" for n in ("system", "single", "pair", "repair", "choose")),
     "hints/quarantine.py": ("advice_words.txt",),
     "envs/alfworld/rooms.py": ("priors.json",),
+    "envs/alfworld/examples.py": ("examples.json",),
+    "envs/webshop/examples.py": ("examples.json",),
     "envs/webshop/generator.py": ("lexicon.json",),
 }
 """Files that a module reads beside itself."""

@@ -126,7 +126,9 @@ def test_agreement_counts_the_turns_that_led_to_an_action(plain: ModuleType) -> 
         id="t", task_id="t", policy="a", agent="react", attempt=0, seed=0, goal="g", bucket="b", group="r", kind="k",
         first_observation="A room.", steps=(step("look"), step(""), step("open drawer 1")), stop=StopReason.MAX_STEPS,
     )  # fmt: skip
-    limits = AgentParams(name="react", context_tokens=500, max_reply_tokens=20, loop_limit=4, no_action_limit=4)
+    limits = AgentParams(
+        name="react", context_tokens=500, max_reply_tokens=20, loop_limit=4, no_action_limit=4, examples=0
+    )
     setting = Setting(
         policy="a", run="r", agent=make_agent("react"), limits=limits, max_steps=3, temperature=0.0, environment="",
         model="",

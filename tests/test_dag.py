@@ -154,7 +154,7 @@ def test_another_agent_is_one_parameter(project: Path, tmp_path: Path) -> None:
         assert [s.action for s in t.steps] == [s.action for s in before[t.task_id].steps], "the player is the same"
         assert all(list(s.state)[:2] == ["goal", "current location"] for s in t.steps)
         assert not any(s.state for s in before[t.task_id].steps)
-    examples, report = strip(played, StripParams(None, "drop_thought", 1), renderer(agent))
+    examples, report = strip(played, StripParams(None, None, "drop_thought", 1), renderer(agent))
     assert examples and report.state_dropped == 0
     assert all(agent.parse(m.content).state for e in examples for m in e.messages if m.role == "assistant")
 

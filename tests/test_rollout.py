@@ -23,7 +23,9 @@ from ragdistill.params import AgentParams
 from ragdistill.records import Hint, Message, Observation, Step, StopReason, Task, Trajectory, Usage
 from ragdistill.rollout import INFRA_RETRIES, NO_ACTION_TEXT, Progress, Setting, fit, is_loop, play_all
 
-LIMITS = AgentParams(name="react", context_tokens=4000, max_reply_tokens=10, loop_limit=3, no_action_limit=3)
+LIMITS = AgentParams(
+    name="react", context_tokens=4000, max_reply_tokens=10, loop_limit=3, no_action_limit=3, examples=0
+)
 Policy = Callable[[Sequence[Message], Sampling], str]
 
 

@@ -122,7 +122,7 @@ def episode(state: dict[str, str], thought: str = "I clean it.") -> Trajectory:
     )  # fmt: skip
 
 
-PARAMS = StripParams(max_invalid=2, on_hint_reference="drop_thought", per_task=1)
+PARAMS = StripParams(max_invalid=2, min_score=None, on_hint_reference="drop_thought", per_task=1)
 
 
 def test_stripping_keeps_the_state_and_drops_what_speaks_of_hints_field_by_field() -> None:

@@ -15,7 +15,7 @@ from ragdistill.params import StripParams
 from ragdistill.records import Message, SftExample, Step, StopReason, Trajectory
 from ragdistill.strip import assert_hint_free, refers_to_hint, strip
 
-PARAMS = StripParams(max_invalid=2, on_hint_reference="drop_thought", per_task=1)
+PARAMS = StripParams(max_invalid=2, min_score=None, on_hint_reference="drop_thought", per_task=1)
 HINT = "To finish, take {object}, then clean {object} with {sinkbasin} before you move {object} to {target}."
 SKILL = "I need clean potato. I clean it with the sinkbasin"
 

@@ -51,6 +51,7 @@ class AgentParams(Section, frozen=True):
     max_reply_tokens: Positive
     loop_limit: Annotated[int, msgspec.Meta(ge=2)]
     no_action_limit: Positive
+    examples: NonNegative
 
 
 class ModelParams(Section, frozen=True):
@@ -154,6 +155,7 @@ class TeachParams(Section, frozen=True):
 
 class StripParams(Section, frozen=True):
     max_invalid: NonNegative | None
+    min_score: Share | None
     on_hint_reference: Literal["drop_thought", "drop_trajectory"]
     per_task: Positive
 

@@ -70,8 +70,9 @@ class Setting:
 
     def key(self, task: Task, attempt: int) -> str:
         """Journal key: prompt, sampling, model, environment and parser version; not the policy's name."""
+        limits = msgspec.structs.replace(self.limits, examples=msgspec.UNSET)  # those shown stand in agent.version
         return digest(
-            LOGIC_VERSION, self.run, self.agent.version, self.limits, self.max_steps, self.temperature,
+            LOGIC_VERSION, self.run, self.agent.version, limits, self.max_steps, self.temperature,
             self.environment, self.model, self.hints_key, self.record_admissible, task.id, task.sha256, attempt,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Successful trajectories → chats to learn from, without the hints that helped to win them.
+"""Trajectories that were won, or scored enough (`strip.min_score`) → chats to learn from, without the hints shown.
 
 Hints are never rendered (the field is emptied before rendering), and the result is proved: a scan of the thoughts for
 references to hints, and `assert_hint_free` over the finished chats. A thought such as "clean it with the sinkbasin"
@@ -72,7 +72,8 @@ def strip(
 
     Raises `EmptyResultError` when nothing is left, `DataError` when a rendered chat holds a hint or a dropped thought.
     """
-    all_of = sorted(trajectories, key=lambda t: (t.task_id, len(t.steps), t.id))
+    by_score = params.min_score is not None
+    all_of = sorted(trajectories, key=lambda t: (t.task_id, -t.reward if by_score else 0.0, len(t.steps), t.id))
     names = entity_names(all_of)
     dropped: Counter[str] = Counter()
     kept: list[tuple[Trajectory, Trajectory]] = []
@@ -88,7 +89,7 @@ def strip(
     if not kept:
         raise EmptyResultError(
             f"None of {len(all_of)} trajectories is fit to learn from ({dict(dropped)}); "
-            "raise teach.attempts, or loosen strip.max_invalid."
+            "raise teach.attempts, or loosen strip.max_invalid or strip.min_score."
         )
     examples = [_example(t, clean, render) for t, clean in kept]
     assert_hint_free(examples, {h for t in all_of for h in t.hints})
@@ -99,8 +100,10 @@ def _reason(t: Trajectory, clean: Trajectory, params: StripParams, taken: int) -
     """Why `t` is left out; empty when it is kept."""
     if t.stop is StopReason.INFRA_ERROR:
         return "infra_error"
-    if not t.success:
+    if not t.success and params.min_score is None:
         return "no_success"
+    if not t.success and (t.stop is not StopReason.FAILURE or t.reward < (params.min_score or 0.0)):
+        return "low_score"  # also of an episode that was cut off: what it earned on the way is no result
     if params.max_invalid is not None and t.invalid > params.max_invalid:
         return "too_many_invalid"
     if params.on_hint_reference == "drop_trajectory" and clean.steps != t.steps:

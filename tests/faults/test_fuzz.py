@@ -37,13 +37,13 @@ from tests.faults.conftest import Figure
 from tests.llm_toys import toy_tokenizer
 
 FAST, SLOW = 150, 10_000
-LIMITS = AgentParams(name="x", context_tokens=3000, max_reply_tokens=100, loop_limit=3, no_action_limit=3)
+LIMITS = AgentParams(name="x", context_tokens=3000, max_reply_tokens=100, loop_limit=3, no_action_limit=3, examples=0)
 MINING = HintsParams(
     extractor="offline", kinds=("contrast", "precondition", "redundancy"), k=3, min_support=1, max_chars=120,
     dedup=0.85, per_bucket=20,
     ranker="evidence", embedder=None, llm=HintLlmParams(None, "pairwise", 20, 4, 4000, 300, 0.0),
 )  # fmt: skip
-STRIP = StripParams(max_invalid=None, on_hint_reference="drop_thought", per_task=9)
+STRIP = StripParams(max_invalid=None, min_score=None, on_hint_reference="drop_thought", per_task=9)
 HINT = "To finish, clean {object} with {sinkbasin}."
 TASK = Task(id="t", env="toy", split="train", kind="k", group="g", data="", sha256="")
 FORM = ChatFormat(toy_tokenizer())

@@ -25,7 +25,9 @@ from tests.faults.conftest import Figure
 from tests.faults.project import entries, fresh, run
 from tests.faults.toy import Slow
 
-LIMITS = AgentParams(name="react", context_tokens=4000, max_reply_tokens=20, loop_limit=3, no_action_limit=2)
+LIMITS = AgentParams(
+    name="react", context_tokens=4000, max_reply_tokens=20, loop_limit=3, no_action_limit=2, examples=0
+)
 TASKS = [Task(id=f"t{i}", env="toy", split="train", kind="k", group="g", data="", sha256=str(i)) for i in range(16)]
 
 

@@ -17,7 +17,7 @@ from ragdistill.records import Message, Record, Step
 
 
 class Parsed(Record, frozen=True, kw_only=True):
-    """What one reply says. `action` is empty when there is none."""
+    """What one reply says. `action` is empty when there is none, `thought` also where the style has none (Act)."""
 
     thought: str
     action: str
@@ -43,17 +43,18 @@ class Agent(Protocol):
     def reply(self, thought: str, action: str, state: Mapping[str, str] | None = None) -> str:
         """The text of a turn: `parse(reply(t, a, s)) == Parsed(t, a, s)` for single-line t and what was parsed.
 
-        A style without room for `state` leaves it out.
+        A style without room for `thought` or `state` leaves it out.
         """
         ...
 
 
 def make_agent(name: str) -> Agent:
     """The agent called `name`; `ConfigError` names the valid ones."""
+    from ragdistill.agents.act import Act
     from ragdistill.agents.react import ReAct
     from ragdistill.agents.stateact import StateAct
 
-    agents: dict[str, type[Agent]] = {"react": ReAct, "stateact": StateAct}
+    agents: dict[str, type[Agent]] = {"act": Act, "react": ReAct, "stateact": StateAct}
     if name not in agents:
         raise ConfigError(f"agent.name is {name!r}; choose one of {', '.join(sorted(agents))}.")
     return agents[name]()

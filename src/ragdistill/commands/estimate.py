@@ -188,10 +188,13 @@ def measured(p: Params, metrics: Path = METRICS, project: Path = PROJECT) -> Map
     if not metrics.exists() or not project.exists():
         return None
     found, own = read_json(metrics), load_params(project)
-    same = (p.model.base, p.model.teacher, p.model.engine, p.env.max_steps, p.endpoint.model) == (
-        own.model.base, own.model.teacher, own.model.engine, own.env.max_steps, own.endpoint.model,
-    ) and (found.get("env"), found.get("agent")) == (p.env.name, p.agent.name)  # fmt: skip
+    same = _played_by(p) == _played_by(own) and (found.get("env"), found.get("agent")) == (p.env.name, p.agent.name)
     return found if same else None
+
+
+def _played_by(p: Params) -> tuple[object, ...]:
+    """What an episode's length and success depend on most, beside environment and agent."""
+    return p.model.base, p.model.teacher, p.model.engine, p.env.max_steps, p.endpoint.model, p.agent.examples
 
 
 def here(rows: list[Row], timing: Mapping[str, float]) -> list[Row]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from textwrap import indent, wrap
 
-from ragdistill.agents import Agent, make_agent
+from ragdistill.agents import Agent
 from ragdistill.commands.show import printable, text_width
 from ragdistill.envs import Env, make_domain
 from ragdistill.errors import ConfigError, DataError
@@ -22,7 +22,7 @@ from ragdistill.params import Params, load_params
 from ragdistill.records import Message, Observation, Task, read_jsonl
 from ragdistill.rollout import NO_ACTION_TEXT, Episode, Setting
 from ragdistill.stages.common import BASE, TASKS, quiet_libraries
-from ragdistill.stages.playing import open_model
+from ragdistill.stages.playing import agent_of, open_model
 
 ALIASES = ("champion", "challenger")
 _SPLITS = ("dev", "eval", "train")
@@ -52,7 +52,8 @@ def play(model: str | None, adapter: Path | None, task: str | None, me: bool) ->
         if player is None:
             act(env, chosen, params.env.max_steps)
         else:
-            asyncio.run(watch(params, env, chosen, player, domain.fingerprint()))
+            student = model in ALIASES or adapter is not None
+            asyncio.run(watch(params, env, chosen, player, domain.fingerprint(), agent_of(params, student)))
     finally:
         env.close()
     return 0
@@ -120,9 +121,8 @@ def act(env: Env, task: Task, limit: int) -> None:
     _say(f"\n{_outcome(seen.done, seen.reward)} in {len(typed)} steps, {refused} refused.")
 
 
-async def watch(params: Params, env: Env, task: Task, model: ChatModel, environment: str) -> None:
+async def watch(params: Params, env: Env, task: Task, model: ChatModel, environment: str, agent: Agent) -> None:
     """The agent plays `task` with the seeds of the evaluation; `EnvironmentFault` when the infrastructure fails."""
-    agent = make_agent(params.agent.name)
     setting = Setting(
         policy="play", run=f"{params.seed}/evaluate", agent=agent, limits=params.agent,
         max_steps=params.env.max_steps, temperature=params.evaluate.temperature, environment=environment,

@@ -21,7 +21,7 @@ from ragdistill.params import Params, load_params
 from ragdistill.records import EvalEpisode, StopReason, Task, read_jsonl
 from ragdistill.report.metrics import compare
 from ragdistill.stages.common import BASE, STORE, TASKS, quiet_libraries
-from ragdistill.stages.playing import open_model, play
+from ragdistill.stages.playing import open_model, play_each, setting_of
 
 LOG = Path("results/promotions.jsonl")
 
@@ -74,7 +74,9 @@ def _evaluate(params: Params, who: str) -> list[EvalEpisode]:
     """Play the evaluation tasks with a registered adapter, or with the base."""
     adapter = None if who == "base" else fetch_adapter(params.track.registered_model, who)
     jobs = [(t, 0) for t in read_jsonl(TASKS / "eval.jsonl", Task)]
-    done = play(params, who, "evaluate", jobs, open_model(params, BASE, adapter), params.evaluate.temperature)
+    model, temperature = open_model(params, BASE, adapter), params.evaluate.temperature
+    setting = setting_of(params, who, "evaluate", model, temperature, student=adapter is not None)
+    (done,) = play_each(params, [(setting, jobs)], model)
     return [EvalEpisode.of(t, who, 0) for t in done if t.stop is not StopReason.INFRA_ERROR]
 
 

@@ -5,9 +5,9 @@ An environment knows no model. `ragdistill.envs.pool` runs many of them in worke
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -76,6 +76,19 @@ class Domain(Protocol):
 
     def demonstrations(self, params: ColdstartParams, seed: int, out: Path) -> list[Demo]:
         """Cold-start demonstrations, played in the real environment."""
+        ...
+
+
+@runtime_checkable
+class HasExamples(Protocol):
+    """What a `Domain` that has example episodes for prompts (`agent.examples`) offers beside the rest."""
+
+    def examples(self) -> Mapping[str, Sequence[Demo]]:
+        """Task type → won episodes without hints, as many for each; none of them is of an evaluation task's group."""
+        ...
+
+    def example_type(self, first_observation: str) -> str:
+        """The task type, read from the task sentence alone, of what begins with this text."""
         ...
 
 

@@ -11,7 +11,7 @@ from ragdistill.params import Params
 from ragdistill.records import EvalEpisode, Task, read_jsonl, write_jsonl
 from ragdistill.stages.advising import retrieval
 from ragdistill.stages.common import BASE, EVAL, RAW, STUDENTS, TASKS, item, run_stage
-from ragdistill.stages.playing import open_model, play, summary
+from ragdistill.stages.playing import open_model, play_each, setting_of, summary
 
 HOW: dict[str, How] = {"rag": "retrieved", "rag_random": "random", "rag_constant": "constant"}
 
@@ -20,10 +20,13 @@ def body(params: Params, policy: str, seed: int) -> str:
     tasks = read_jsonl(TASKS / "eval.jsonl", Task)
     check_disjoint(read_jsonl(TASKS / "train.jsonl", Task), tasks, rooms=params.tasks.eval_split in ("test", "dev"))
     student = STUDENTS / f"{policy}-{seed}"
-    model = open_model(params, RAW if policy == "raw" else BASE, student if student.exists() else None)
+    trained = student.exists()
+    model = open_model(params, RAW if policy == "raw" else BASE, student if trained else None)
     jobs, temperature = [(t, 0) for t in tasks], params.evaluate.temperature
     with retrieval(params, HOW.get(policy), model) as hints:
-        done = play(params, policy, "evaluate", jobs, model, temperature, hints.retrieve, hints.key)
+        how = (hints.retrieve, hints.key)
+        setting = setting_of(params, policy, "evaluate", model, temperature, *how, student=trained)
+        (done,) = play_each(params, [(setting, jobs)], model)
     out = EVAL / f"{policy}-{seed}"
     write_jsonl(out / "trajectories.jsonl", done)
     write_jsonl(out / "episodes.jsonl", [EvalEpisode.of(t, policy, seed) for t in done])

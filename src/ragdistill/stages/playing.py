@@ -15,14 +15,15 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from ragdistill.agents import make_agent
-from ragdistill.envs import make_domain
+from ragdistill.agents import Agent, make_agent
+from ragdistill.agents.examples import Example, FewShot
+from ragdistill.envs import Demo, HasExamples, Turn, make_domain
 from ragdistill.envs.pool import EnvPool
 from ragdistill.errors import ConfigError, EnvironmentFault
 from ragdistill.journal import Journal, cache_dir
 from ragdistill.llm import ChatModel, cpu_env
 from ragdistill.params import Params
-from ragdistill.records import StopReason, Task, Trajectory, read_json
+from ragdistill.records import Step, StopReason, Task, Trajectory, read_json
 from ragdistill.rollout import Progress, Retrieve, Setting, play_all
 from ragdistill.stages.common import BASE, IDENTITY, TEACHER
 from ragdistill.stages.spending import SERVED, is_served, stage_name, tell
@@ -130,12 +131,14 @@ def setting_of(
     temperature: float,
     retrieve: Retrieve | None = None,
     hints_key: str = "",
+    *,
+    student: bool = False,
 ) -> Setting:
     """All that decides the episodes of `policy`, from this project's parameters and identity."""
     return Setting(
         policy=policy,
         run=f"{params.seed}/{run}",
-        agent=make_agent(params.agent.name),
+        agent=agent_of(params, student),
         limits=params.agent,
         max_steps=params.env.max_steps,
         temperature=temperature,
@@ -145,6 +148,28 @@ def setting_of(
         hints_key=hints_key,
         record_admissible=params.rollouts.record_admissible,
     )
+
+
+def agent_of(params: Params, student: bool) -> Agent:
+    """The agent as it plays: with `agent.examples` in its prompt, but for a student, which has learnt without them.
+
+    Raises `ConfigError` when the environment has no or too few examples.
+    """
+    agent, count = make_agent(params.agent.name), params.agent.examples
+    if student or not count:
+        return agent
+    domain = make_domain(params.env)
+    if not isinstance(domain, HasExamples):
+        raise ConfigError(f"agent.examples is {count}, but the environment {domain.name} has none; set it to 0.")
+    library = {kind: [_example(d) for d in demos] for kind, demos in domain.examples().items()}
+    return FewShot(agent, library, domain.example_type, count)
+
+
+def _example(demo: Demo) -> Example:
+    def step(t: Turn) -> Step:
+        return Step(reply="", thought=t.thought, action=t.action, observation=t.observation, state=t.state)
+
+    return Example(first_observation=demo.first_observation, steps=tuple(map(step, demo.turns)))
 
 
 def play_each(params: Params, work: Sequence[Work], model: ChatModel) -> list[list[Trajectory]]:

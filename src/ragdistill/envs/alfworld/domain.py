@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from ragdistill.envs import Demo, Env, Turn
 from ragdistill.envs.alfworld.demonstrator import Demonstrator, Need, SearchOrder, likelihood_order
 from ragdistill.envs.alfworld.engine import AlfworldEnv
+from ragdistill.envs.alfworld.examples import example_type, library
 from ragdistill.envs.alfworld.games import Game, read_game
 from ragdistill.envs.alfworld.goals import HOUSE_AT, HOUSE_WITH, KINDS, PICK, TWO
 from ragdistill.envs.alfworld.houserules import VOCABULARY, wrong_verbs
@@ -53,6 +54,13 @@ class AlfworldDomain:
         if split == "official_train":
             return sample(tasks, count, seed)
         return tasks
+
+    def examples(self) -> Mapping[str, Sequence[Demo]]:
+        """See `ragdistill.envs.HasExamples`."""
+        return library()
+
+    def example_type(self, first_observation: str) -> str:
+        return example_type(first_observation)
 
     def demonstrations(self, params: ColdstartParams, seed: int, out: Path) -> list[Demo]:
         counts = mixture(params)

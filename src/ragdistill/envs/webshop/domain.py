@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from ragdistill.envs import Demo, Env, Turn
 from ragdistill.envs.webshop.catalogue import Catalogue, GoalRow
 from ragdistill.envs.webshop.demonstrator import Mood, Shopper
 from ragdistill.envs.webshop.engine import WebshopEnv, fingerprint
+from ragdistill.envs.webshop.examples import SHOPPING, played, variant
 from ragdistill.envs.webshop.goals import goals_of, official_order, official_range
 from ragdistill.envs.webshop.houserules import HouseShelves, draw_groups, draw_hints
 from ragdistill.envs.webshop.products import Product
@@ -64,6 +65,13 @@ class WebshopDomain:
         tasks = [_task(catalogue, r, split, folder.name) for r in chosen]
         catalogue.close()
         return tasks
+
+    def examples(self) -> Mapping[str, Sequence[Demo]]:
+        """See `ragdistill.envs.HasExamples`; on pages as this shop shows them."""
+        return {SHOPPING: played()[variant(self._params)]}
+
+    def example_type(self, first_observation: str) -> str:
+        return SHOPPING
 
     def demonstrations(self, params: ColdstartParams, seed: int, out: Path) -> list[Demo]:
         """See `demonstrator` for what they teach and what they withhold. Only products of the cold-start split."""
