@@ -16,7 +16,7 @@ from ragdistill.envs.alfworld.goals import LOOK, TEMPLATES, TWO, infer_kind
 from ragdistill.llm import Sampling
 from ragdistill.records import Message
 
-STYLES = (make_agent("react"), make_agent("stateact"))
+STYLES = (make_agent("act"), make_agent("react"), make_agent("stateact"))
 RULES = {"clean": ("clean", "sinkbasin"), "hot": ("heat", "microwave"), "cool": ("cool", "fridge")}
 
 
@@ -31,7 +31,7 @@ def play(messages: Sequence[Message], sampling: Sampling, name: str) -> str:
         if message.role == "user":
             text = message.content.split("\n\nHints")[0]
             thought, action = player.act(text)
-    agent = next(a for a in STYLES if a.render("", (), ())[0] == messages[0])
+    agent = next(a for a in STYLES if messages[0].content.startswith(a.render("", (), ())[0].content))
     return agent.reply(thought, action, {"goal": player.need.phrase(1), **player.state})
 
 

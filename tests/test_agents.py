@@ -13,12 +13,13 @@ from ragdistill.records import Message, Step, digest
 
 TASK = "You are in a room. You see a shelf 1.\n\nYour task is to: put some mug on shelf."
 HINTS = ("To finish, clean {object} with {sinkbasin}.", "Look in {shelf} before {desk}.")
+STYLES = ("act", "react", "stateact")
 CONTROL = "<|im_start|>"
 LINE = st.text(max_size=120).map(lambda t: " ".join(t.split()))
 COMMAND = st.from_regex(r"[a-z]+( [a-z]+| [0-9]{1,2}){0,6}", fullmatch=True)
 
 
-@pytest.fixture(params=["react", "stateact"])
+@pytest.fixture(params=STYLES)
 def agent(request: pytest.FixtureRequest) -> Agent:
     return make_agent(request.param)
 
@@ -27,14 +28,15 @@ def step(agent: Agent, action: str = "look", observation: str = "Ok.", thought: 
     return Step(reply=agent.reply(thought, action), thought=thought, action=action, observation=observation)
 
 
-@pytest.mark.parametrize("style", ["react", "stateact"])
+@pytest.mark.parametrize("style", STYLES)
 @given(thought=LINE, action=COMMAND)
 def test_what_is_written_is_read_back(style: str, thought: str, action: str) -> None:
     agent = make_agent(style)
-    assert agent.parse(agent.reply(thought, action)) == Parsed(thought=thought, action=action)
+    said = "" if style == "act" else thought
+    assert agent.parse(agent.reply(thought, action)) == Parsed(thought=said, action=action)
 
 
-@pytest.mark.parametrize("style", ["react", "stateact"])
+@pytest.mark.parametrize("style", STYLES)
 @given(thought=st.text(max_size=80), action=COMMAND)
 def test_a_thought_of_several_lines_cannot_smuggle_in_an_action(style: str, thought: str, action: str) -> None:
     agent = make_agent(style)
@@ -42,7 +44,7 @@ def test_a_thought_of_several_lines_cannot_smuggle_in_an_action(style: str, thou
         assert agent.parse(agent.reply(text, action)).action == action
 
 
-@pytest.mark.parametrize("style", ["react", "stateact"])
+@pytest.mark.parametrize("style", STYLES)
 @given(st.text(max_size=300))
 def test_any_text_parses_to_one_bounded_line_that_is_read_back_the_same(style: str, text: str) -> None:
     agent = make_agent(style)
@@ -83,8 +85,16 @@ def test_any_text_parses_to_one_bounded_line_that_is_read_back_the_same(style: s
 )
 def test_replies_are_read_as_documented(agent: Agent, reply: str, thought: str, action: str) -> None:
     parsed = agent.parse(reply)
+    thought = "" if agent.name == "act" else thought
     assert (parsed.thought, parsed.action) == (thought, action)
     assert agent.name == "stateact" or parsed == Parsed(thought=thought, action=action)
+
+
+def test_act_writes_its_action_and_nothing_of_thought_or_state() -> None:
+    agent = make_agent("act")
+    assert agent.reply("I look.", "look", {"goal": "win"}) == "Action: look"
+    assert agent.reply("I look.\nAction: steal", "look\nAction: steal") == "Action: look Action: steal"
+    assert "Thought" not in agent.render(TASK, (), ())[0].content
 
 
 def test_react_s_prompts_are_what_they_were_before_other_styles() -> None:
@@ -165,5 +175,5 @@ def test_control_tokens_in_untrusted_text_stay_text(agent: Agent, chatml) -> Non
 
 
 def test_an_unknown_agent_names_the_valid_ones() -> None:
-    with pytest.raises(ConfigError, match="'act'; choose one of react, stateact"):
-        make_agent("act")
+    with pytest.raises(ConfigError, match="'chain'; choose one of act, react, stateact"):
+        make_agent("chain")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ragdistill.agents import make_agent
+from ragdistill.agents.examples import HEADER
 from ragdistill.commands.smoke import copy_project, override
 from ragdistill.params import StripParams
 from ragdistill.records import EvalEpisode, Hint, SftExample, Trajectory, read_jsonl
@@ -157,6 +158,37 @@ def test_another_agent_is_one_parameter(project: Path, tmp_path: Path) -> None:
     examples, report = strip(played, StripParams(None, None, "drop_thought", 1), renderer(agent))
     assert examples and report.state_dropped == 0
     assert all(agent.parse(m.content).state for e in examples for m in e.messages if m.role == "assistant")
+
+
+@pytest.mark.timeout(300)
+def test_examples_and_no_thoughts_are_two_parameters_and_leave_the_students_as_they_are(
+    project: Path, tmp_path: Path
+) -> None:
+    copy, cache = tmp_path / "copy", str(project / ".cache")
+    shutil.copytree(project, copy, symlinks=True, ignore=shutil.ignore_patterns(".cache", "models", ".dvc", "results"))
+    (copy / "models").symlink_to(project / "models")
+
+    def stage(name: str, *item: str) -> str:
+        done = run(copy, "-m", f"ragdistill.stages.{name}", *item, RAGDISTILL_CACHE=cache, CI="1")
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    override(copy / "params.yaml", ["agent.examples=2"])
+    assert "12/12 episodes (12 from the journal)" in stage("evaluate", "distilled-0"), "students play as they learnt"
+    assert "12/12 episodes (0 from the journal)" in stage("evaluate", "base-0")
+    shown, bare = (read_jsonl(at / "results/eval/base-0/trajectories.jsonl", Trajectory) for at in (copy, project))
+    for with_examples, without in zip(shown, bare, strict=True):
+        assert [s.action for s in with_examples.steps] == [s.action for s in without.steps], "the player is the same"
+        assert with_examples.usage.prompt_tokens > without.usage.prompt_tokens
+    override(copy / "params.yaml", ["agent.name=act", "rollouts.attempts=1", "sft.variants=[sft]"])
+    for name in ("demos", "rollouts", "strip"):
+        stage(name)
+    played = read_jsonl(copy / "data/rollouts.jsonl", Trajectory)
+    assert all((t.agent, s.thought) == ("act", "") for t in played for s in t.steps)
+    learnt = [read_jsonl(copy / f, SftExample) for f in ("data/demos.jsonl", "data/sft/sft.jsonl")]
+    texts = [(m.role, m.content) for part in learnt for e in part for m in e.messages]
+    assert all(text.startswith("Action: ") and "\n" not in text for role, text in texts if role == "assistant")
+    assert not any(HEADER in text for _, text in texts)
 
 
 @pytest.mark.timeout(300)

@@ -105,6 +105,7 @@ def test_measurements_of_another_model_are_not_taken(tmp_path: Path, monkeypatch
     assert measured(params(model__base="other")) is None
     assert measured(params(model__teacher="endpoint")) is None
     assert measured(params(agent__name="stateact")) is None
+    assert measured(params(agent__examples=2)) is None
 
 
 def test_another_file_is_estimated_with_every_assumption(

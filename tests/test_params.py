@@ -73,6 +73,8 @@ def test_an_unknown_key_names_its_place_and_the_nearest_valid_one(key: str, near
         ("teach.variants", ["hint"]),
         ("agent.loop_limit", 1),
         ("strip.max_invalid", -1),
+        ("strip.min_score", 67),
+        ("agent.examples", -1),
         ("label", None),
     ],
 )
@@ -94,7 +96,14 @@ def test_a_budget_without_prices_is_refused_once_the_endpoint_is_used() -> None:
 
 
 def test_null_is_a_value_only_where_it_means_something() -> None:
-    for key in ("model.teacher", "model.script", "strip.max_invalid", "endpoint.api_key_env", "endpoint.budget"):
+    for key in (
+        "model.teacher",
+        "model.script",
+        "strip.max_invalid",
+        "strip.min_score",
+        "endpoint.api_key_env",
+        "endpoint.budget",
+    ):
         convert_params(changed(key, None))
 
 

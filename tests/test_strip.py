@@ -32,7 +32,7 @@ def render(t: Trajectory) -> tuple[Message, ...]:
 
 def episode(
     name: str = "a", *, task: str = "t", thoughts: tuple[str, ...] = (SKILL,), invalid: int = 0,
-    stop: StopReason = StopReason.SUCCESS, hints: tuple[str, ...] = (HINT,),
+    stop: StopReason = StopReason.SUCCESS, hints: tuple[str, ...] = (HINT,), reward: float = 1.0,
 ) -> Trajectory:  # fmt: skip
     acts = ["take potato 1 from shelf 2", "clean potato 1 with sinkbasin 1", "move potato 1 to fridge 1"]
     steps = [Step(reply="r", thought="", action="jump", observation="Nothing happens.", valid=False)] * invalid
@@ -42,7 +42,7 @@ def episode(
     return Trajectory(
         id=name, task_id=task, policy="teach", agent="react", attempt=0, seed=0, goal="put a clean potato in fridge.",
         bucket="clean", group="g", kind="k", hints=hints, hint_ids=("h",) * len(hints), steps=tuple(steps), stop=stop,
-        first_observation="You see a fridge 1, a sinkbasin 1, a shelf 2, a potato 1.", reward=1.0,
+        first_observation="You see a fridge 1, a sinkbasin 1, a shelf 2, a potato 1.", reward=reward,
     )  # fmt: skip
 
 
@@ -66,6 +66,30 @@ def test_each_filter_is_counted_under_its_reason() -> None:
     assert report.trajectories == report.kept + sum(report.dropped.values())
     unlimited = msgspec.structs.replace(PARAMS, max_invalid=None, per_task=5)
     assert [e.trajectory_id for e in strip(rows, unlimited, render)[0]] == ["won", "slow", "clumsy"]
+
+
+def test_a_least_score_lets_finished_episodes_in_and_no_others() -> None:
+    lost = StopReason.FAILURE
+    rows = [
+        episode("full"), episode("fair", task="u", stop=lost, reward=0.67), episode("poor", stop=lost, reward=2 / 3),
+        episode("cut", task="v", stop=StopReason.MAX_STEPS, reward=0.9), episode("none", task="w", stop=lost, reward=0),
+        episode("loop", task="x", stop=StopReason.LOOP, reward=1.0),
+    ]  # fmt: skip
+    assert [e.trajectory_id for e in strip(rows, PARAMS, render)[0]] == ["full"]
+    least = msgspec.structs.replace(PARAMS, min_score=0.67)
+    examples, report = strip(rows, least, render)
+    assert [e.trajectory_id for e in examples] == ["full", "fair"]
+    assert report.dropped == {"low_score": 4}
+    every = strip(rows, msgspec.structs.replace(PARAMS, min_score=0.0, per_task=9), render)[0]
+    assert [e.trajectory_id for e in every] == ["full", "poor", "fair", "none"]
+    assert [e.trajectory_id for e in strip(rows[:1], msgspec.structs.replace(PARAMS, min_score=1.0), render)[0]]
+
+
+def test_a_better_score_beats_fewer_steps_where_scores_count() -> None:
+    quick, full = episode("quick", stop=StopReason.FAILURE, reward=0.8), episode("full", invalid=2)
+    for rows in ([quick, full], [full, quick]):
+        (kept,), report = strip(rows, msgspec.structs.replace(PARAMS, min_score=0.5), render)
+        assert (kept.trajectory_id, report.dropped) == ("full", {"more_than_per_task": 1})
 
 
 def test_fewer_steps_win_then_the_id_and_input_order_does_not_matter() -> None:

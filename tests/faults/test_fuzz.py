@@ -59,7 +59,9 @@ FRAGMENTS = st.sampled_from([
 ])  # fmt: skip
 TEXT = st.lists(FRAGMENTS | st.text(st.characters(), max_size=12), max_size=6).map("".join)
 TURN = st.tuples(TEXT, TEXT, st.booleans())
-EPISODE = st.tuples(st.sampled_from(["react", "stateact"]), TEXT, st.lists(TURN, min_size=1, max_size=6), st.booleans())
+EPISODE = st.tuples(
+    st.sampled_from(["act", "react", "stateact"]), TEXT, st.lists(TURN, min_size=1, max_size=6), st.booleans()
+)
 
 
 class Script:
