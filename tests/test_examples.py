@@ -47,9 +47,9 @@ def opening(goal: str) -> str:
     return f"A room.\n\nYour task is to: {goal}."
 
 
-def system(goal: str, **which: str) -> str:
+def system(goal: str, style: str = "react", env: str = "alfworld") -> str:
     """The system message that an agent with two examples begins a task with."""
-    return agent_of(params(**which), student=False).render(opening(goal), (), ())[0].content
+    return agent_of(params(style, env), student=False).render(opening(goal), (), ())[0].content
 
 
 @pytest.fixture(scope="module")
