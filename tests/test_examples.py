@@ -12,6 +12,7 @@ import pytest
 from ragdistill import envs
 from ragdistill.agents import make_agent
 from ragdistill.agents.examples import HEADER, Example, FewShot
+from ragdistill.commands import promote
 from ragdistill.envs import Demo
 from ragdistill.envs.alfworld import examples as alfworld
 from ragdistill.envs.alfworld.engine import AlfworldEnv
@@ -26,9 +27,10 @@ from ragdistill.envs.webshop.sources import VARIABLE, catalogue_folder
 from ragdistill.envs.webshop.splits import family_of, split_of
 from ragdistill.errors import ConfigError, ContaminationError
 from ragdistill.params import Params, StripParams, load_params
-from ragdistill.records import Message, Step, write_json
+from ragdistill.records import Message, Step, Trajectory, write_json, write_jsonl
 from ragdistill.rollout import fit
-from ragdistill.stages.playing import agent_of
+from ragdistill.stages import evaluate
+from ragdistill.stages.playing import Work, agent_of
 from ragdistill.stages.strip import renderer
 from ragdistill.strip import strip
 from tests.test_agents import STYLES, TASK
@@ -217,6 +219,33 @@ def test_without_examples_prompts_versions_and_journal_keys_are_what_they_were_b
         assert agent.version == "react-1" and HEADER not in agent.render(TASK, (), ())[0].content
         shown = msgspec.structs.replace(limits, examples=count)
         assert setting(agent=agent, limits=shown, run="0/evaluate", max_steps=50).key(TASKS[0], 0) == key
+
+
+def test_untrained_policies_are_evaluated_with_examples_and_students_as_they_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(Path("data/tasks/train.jsonl"), [])
+    write_jsonl(Path("data/tasks/eval.jsonl"), TASKS)
+    write_json(Path("data/identity.json"), {"environment": "e"})
+    Path("models/students/distilled-0").mkdir(parents=True)
+    played: dict[str, str] = {}
+
+    def caught(_: Params, work: Sequence[Work], model: object) -> list[list[Trajectory]]:
+        played.update({s.policy: s.agent.version for s, _ in work})
+        return [[]]
+
+    for module in (evaluate, promote):
+        monkeypatch.setattr(module, "open_model", lambda *_: ToyModel(lambda *_: ""))
+        monkeypatch.setattr(module, "play_each", caught)
+    monkeypatch.setattr(promote, "fetch_adapter", lambda *_: Path("models/students/distilled-0"))
+    for policy in ("raw", "base", "distilled"):
+        evaluate.body(params(), policy, 0)
+    shown = agent_of(params(), student=False).version
+    assert played == {"raw": shown, "base": shown, "distilled": "react-1"}
+    for who in ("challenger", "base"):
+        promote._evaluate(params(), who)
+    assert (played["challenger"], played["base"]) == ("react-1", shown)
 
 
 def test_other_examples_are_another_agent_to_the_journal() -> None:
