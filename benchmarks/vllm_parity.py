@@ -22,13 +22,13 @@ from ragdistill.llm import ChatModel, Sampling, cpu_env
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
 from ragdistill.records import Message, SftExample, read_jsonl
 from ragdistill.serving import parity, vllm
-from ragdistill.serving.vllm_chat import VllmChat, context_of
+from ragdistill.serving.vllm_chat import MAX_CONTEXT, VllmChat
 
 cpu_env.apply()
 
 import torch  # noqa: E402
 
-from ragdistill.llm.weights import load_merged, save_merged  # noqa: E402
+from ragdistill.llm.weights import context_of, load_merged, save_merged  # noqa: E402
 from ragdistill.stages.playing import has_openvino  # noqa: E402
 
 Turn = Sequence[Message]
@@ -123,7 +123,7 @@ def compare(
     """One server with `base` and `students`: a table row for each."""
     extra = ("--dtype", args.dtype, "--max-loras", str(max(1, len(students))))
     python, log = vllm.interpreter(None), args.cache.parent / "vllm" / "server.log"
-    with vllm.start(python, base, students, log, context_of(base), args.timeout, extra) as server:
+    with vllm.start(python, base, students, log, context_of(base, MAX_CONTEXT), args.timeout, extra) as server:
         models = {a: VllmChat(server, base, a, 8, lambda: None) for a in (None, *students)}
         first = {a: replies(m, turns) for a, m in models.items()}
         second = {a: replies(m, turns) for a, m in models.items()}

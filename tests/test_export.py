@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from ragdistill import cli
+from ragdistill.commands import promote
 from ragdistill.commands.smoke import override
 from ragdistill.errors import ConfigError, DataError, IdentityError
 from ragdistill.llm import ChatModel, Reply, Sampling
@@ -267,6 +268,7 @@ def project(base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.Monke
     shutil.copy(ROOT / "params.yaml", folder)
     override(folder / "params.yaml", ["model.engine=reference"])
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(promote, "STORE", folder / "mlruns")  # found at import, beside the tests' own params.yaml
     for name in ("DVC_ROOT", "RAGDISTILL_CACHE"):
         monkeypatch.delenv(name, raising=False)
     shutil.copytree(base, "models/base")

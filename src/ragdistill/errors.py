@@ -38,3 +38,10 @@ class BudgetError(RagdistillError, RuntimeError):
 
 class EmptyResultError(RagdistillError, RuntimeError):
     """A stage produced nothing to go on with (zero successes, zero hints); says which parameter to change."""
+
+
+def designed(failed: ExceptionGroup) -> RagdistillError | None:
+    """The first designed error of a task group's failure; None when there is a bug among the others."""
+    ours, bugs = failed.split(RagdistillError)
+    first = ours.exceptions[0] if ours and not bugs else None
+    return first if isinstance(first, RagdistillError) else None

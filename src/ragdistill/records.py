@@ -242,6 +242,11 @@ class EvalEpisode(Record, frozen=True, kw_only=True):
 R = TypeVar("R", bound=Record)
 
 
+def utf8(text: str) -> str:
+    """`text` without lone surrogates: JSON of an endpoint may hold them, no file and no tokenizer takes them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def digest(*parts: object) -> str:
     """Hex sha256 (first 16 bytes) of the parts' JSON; the project's one way to make ids and keys."""
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:32]

@@ -18,11 +18,23 @@ from typing import Protocol
 import msgspec
 
 from ragdistill.agents import Agent
-from ragdistill.errors import EnvironmentFault, RagdistillError
+from ragdistill.errors import EnvironmentFault, designed
 from ragdistill.journal import Journal
 from ragdistill.llm import ChatModel, Sampling
 from ragdistill.params import AgentParams
-from ragdistill.records import Hint, Message, Observation, Step, StopReason, Task, Trajectory, Usage, digest, seed_of
+from ragdistill.records import (
+    Hint,
+    Message,
+    Observation,
+    Step,
+    StopReason,
+    Task,
+    Trajectory,
+    Usage,
+    digest,
+    seed_of,
+    utf8,
+)
 
 LOGIC_VERSION = "rollout-1"
 """Changes whenever this module's decisions change (trimming, loops, stops); part of the journal's key."""
@@ -135,9 +147,8 @@ async def play_all(
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(t, a)) for t, a in todo]
     except ExceptionGroup as failed:
-        designed, bugs = failed.split(RagdistillError)
-        if designed and not bugs:
-            raise designed.exceptions[0] from None
+        if error := designed(failed):
+            raise error from None
         raise
     return [t.result() for t in tasks]
 
@@ -203,9 +214,9 @@ class Episode:
                 self.stop = StopReason.CONTEXT_FULL
                 return
             if reply.finish == "error":
-                self.stop, self.error = StopReason.BAD_REPLY, _utf8(reply.text)
+                self.stop, self.error = StopReason.BAD_REPLY, utf8(reply.text)
                 return
-            await self._act(env, _utf8(reply.text))
+            await self._act(env, utf8(reply.text))
             stop = self._stop_reason()
             if stop:
                 self.stop = stop
@@ -253,13 +264,8 @@ class Episode:
         )  # fmt: skip
 
 
-def _utf8(text: str) -> str:
-    """`text` without lone surrogates: JSON of an endpoint may hold them, no file and no tokenizer takes them."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def _writable(seen: Observation) -> Observation:
-    text, goal = _utf8(seen.text), _utf8(seen.goal)
+    text, goal = utf8(seen.text), utf8(seen.goal)
     return seen if (text, goal) == (seen.text, seen.goal) else msgspec.structs.replace(seen, text=text, goal=goal)
 
 

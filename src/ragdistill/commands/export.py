@@ -27,10 +27,9 @@ from ragdistill.stages.common import (
     quiet_libraries,
 )
 from ragdistill.stages.playing import open_model
+from ragdistill.stages.strip import TAUGHT
 
 EXPORTS = Path("exports")
-_TAUGHT = {"distilled": "hints", "sft_retry": "retry", "distilled_random": "random"}
-"""Student variant → the teaching variant whose games it learned from, beside the base's own."""
 
 
 def export(student: str, out: Path | None, chats: int, dtype: str, quantisation: str, agreement: float) -> int:
@@ -132,7 +131,7 @@ def _metrics(run: str, served: str) -> dict[str, Any]:
 
 def _hints(variant: str) -> Iterator[str]:
     """Each hint text, once a training game that it was shown in."""
-    source = TEACH / f"{_TAUGHT.get(variant, '')}.jsonl"
+    source = TEACH / f"{TAUGHT.get(variant) or ''}.jsonl"
     files = [path for path in (source, ROLLOUTS) if path.is_file()]
     shown = {t.id: t.hints for path in files for t in read_jsonl(path, Trajectory)}
     for example in read_jsonl(SFT / f"{variant}.jsonl", SftExample):

@@ -15,7 +15,7 @@ import msgspec
 from ragdistill.errors import DataError
 from ragdistill.journal import Journal
 from ragdistill.llm import ChatModel, Reply, Sampling
-from ragdistill.records import Message, Usage, digest
+from ragdistill.records import Message, Usage, digest, utf8
 
 CALL_VERSION = "hint-call-1"
 """Part of every call's key; another value pays all calls again."""
@@ -47,7 +47,7 @@ class Asker:
             if reply is None:
                 async with self._gate:
                     reply = await self.model.chat(messages, sampling)
-                reply = msgspec.structs.replace(reply, text=_utf8(reply.text))
+                reply = msgspec.structs.replace(reply, text=utf8(reply.text))
                 self._journal.put(key, reply)
         self.calls += 1
         self.usage += reply.usage
@@ -68,8 +68,3 @@ def read_object(text: str, form: type[T]) -> T:
         return msgspec.json.decode(text[start : end + 1].encode(), type=form)
     except (msgspec.DecodeError, RecursionError) as e:
         raise DataError(f"it was not a JSON object of that form ({e})") from None
-
-
-def _utf8(text: str) -> str:
-    """`text` without lone surrogates, which no file takes."""
-    return text.encode("utf-8", "replace").decode("utf-8")

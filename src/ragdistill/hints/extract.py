@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from ragdistill.errors import DataError, EmptyResultError, EnvironmentFault, RagdistillError
+from ragdistill.errors import DataError, EmptyResultError, EnvironmentFault, designed
 from ragdistill.hints.ask import Asker, read_object
 from ragdistill.hints.prompts import render
 from ragdistill.hints.quarantine import Ground, concrete_names, objection, survey
@@ -126,9 +126,8 @@ async def extract(trajectories: Sequence[Trajectory], asker: Asker, params: Hint
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(_read_or_fault(case, asker, params, seed)) for case in cases]
     except ExceptionGroup as failed:
-        designed, bugs = failed.split(RagdistillError)
-        if designed and not bugs:
-            raise designed.exceptions[0] from None
+        if error := designed(failed):
+            raise error from None
         raise
     reads = [task.result() for task in running]
     faults = [r for r in reads if isinstance(r, EnvironmentFault)]

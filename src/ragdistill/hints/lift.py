@@ -59,24 +59,29 @@ def measure(
 
     Episodes lost to infrastructure are left out, and so is a task that has none left on one side.
     """
-    without = _shares(plain)
     rows: list[LiftRow] = []
     for h in hints:
         episodes = [t for t in hinted.get(h.id, ()) if t.stop is not StopReason.INFRA_ERROR]
-        with_it = _shares(episodes)
-        tasks = sorted(with_it.keys() & without.keys())
-        if not tasks:
+        a, b = paired_shares(episodes, plain)
+        if not len(a):
             continue
-        a, b = (np.array([[shares[t]] for t in tasks], dtype=np.float64) for shares in (with_it, without))
         test = stats.paired_test(a, b, params.bootstrap, params.confidence)
         rows.append(LiftRow(
-            hint_id=h.id, bucket=h.bucket, text=h.text, tasks=len(tasks), attempts=len(episodes), shown=stats.mean(a),
+            hint_id=h.id, bucket=h.bucket, text=h.text, tasks=len(a), attempts=len(episodes), shown=stats.mean(a),
             hidden=stats.mean(b), diff=test.diff.value, lo=test.diff.lo, hi=test.diff.hi, p=test.p,
         ))  # fmt: skip
     return rows
 
 
-def _shares(episodes: Iterable[Trajectory]) -> dict[str, float]:
+def paired_shares(shown: Iterable[Trajectory], plain: Iterable[Trajectory]) -> tuple[stats.Floats, stats.Floats]:
+    """Shares won with and without, each tasks × 1, over the tasks that both finished (none: no rows)."""
+    hinted, hidden = shares(shown), shares(plain)
+    tasks = sorted(hinted.keys() & hidden.keys())
+    a, b = (np.array([[won[t]] for t in tasks], dtype=np.float64) for won in (hinted, hidden))
+    return a, b
+
+
+def shares(episodes: Iterable[Trajectory]) -> dict[str, float]:
     """Task → share of its finished episodes that were won."""
     won: dict[str, list[bool]] = defaultdict(list)
     for t in episodes:

@@ -23,6 +23,7 @@ from ragdistill.llm.front import Call, ThreadedEngine
 from ragdistill.llm.gguf_export import export_gguf, gguf_fingerprint
 from ragdistill.llm.local import MAX_CONTEXT, best_dtype
 from ragdistill.llm.slots import common_prefix
+from ragdistill.llm.weights import context_of
 from ragdistill.records import digest, read_json
 
 ENGINE_VERSION = 1
@@ -75,7 +76,7 @@ class OpenVinoEngine(ThreadedEngine):
         self._tensor, self._genai = openvino.Tensor, genai
         self._path = export_gguf(model_dir, adapter, cache, quantisation)
         config = read_json(model_dir / "config.json")
-        context = min(max_context, int(config.get("max_position_embeddings", max_context)))
+        context = context_of(model_dir, max_context)
         self._precision = _PRECISIONS[best_dtype()]
         self._max_batch = max_batch
         self._cache_gb = _cache_gb(config, max_batch * context, 4 if self._precision == "f32" else 2)

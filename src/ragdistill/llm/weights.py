@@ -73,6 +73,11 @@ def adapter_fingerprint(adapter_dir: Path) -> str:
     return digest("adapter", [(p.name, sha256_file(p)) for p in files])
 
 
+def context_of(model_dir: Path, most: int) -> int:
+    """Tokens of a conversation: what the model of `model_dir` was made for, at most `most`."""
+    return min(most, int(read_json(model_dir / "config.json").get("max_position_embeddings", most)))
+
+
 def check_model_dir(model_dir: Path) -> Path:
     """Return `model_dir` if it is a complete model that is safe to load; else `IdentityError`."""
     if not (model_dir / "config.json").is_file():

@@ -10,10 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from ragdistill import stats
-from ragdistill.hints.lift import LiftRow
+from ragdistill.hints.lift import LiftRow, paired_shares, shares
 from ragdistill.params import ReportParams
 from ragdistill.records import Hint, StopReason, Trajectory
 from ragdistill.stats import Interval
@@ -103,30 +101,19 @@ def _by_hint(episodes: Iterable[Trajectory]) -> dict[str, list[Trajectory]]:
     return out
 
 
-def _shares(episodes: Iterable[Trajectory]) -> dict[str, float]:
-    """Task → share of its finished episodes that were won."""
-    won: dict[str, list[bool]] = defaultdict(list)
-    for t in episodes:
-        if t.stop is not StopReason.INFRA_ERROR:
-            won[t.task_id].append(t.success)
-    return {task: sum(w) / len(w) for task, w in won.items()}
-
-
 def _shown(episodes: Sequence[Trajectory], confidence: float) -> Shown:
-    shares = _shares(episodes)
+    won = shares(episodes)
     finished = sum(t.stop is not StopReason.INFRA_ERROR for t in episodes)
-    success = stats.wilson(sum(shares.values()), len(shares), confidence) if shares else None
-    return Shown(finished, len(shares), success)
+    success = stats.wilson(sum(won.values()), len(won), confidence) if won else None
+    return Shown(finished, len(won), success)
 
 
 def _lift(shown: Sequence[Trajectory], plain: Sequence[Trajectory], params: ReportParams) -> Lift | None:
-    hinted, hidden = _shares(shown), _shares(plain)
-    tasks = sorted(hinted.keys() & hidden.keys())
-    if not tasks:
+    a, b = paired_shares(shown, plain)
+    if not len(a):
         return None
-    a, b = (np.array([[shares[t]] for t in tasks], dtype=np.float64) for shares in (hinted, hidden))
     diff = stats.paired_interval(a, b, params.bootstrap, params.confidence)
-    return Lift(len(tasks), stats.mean(a), stats.mean(b), diff)
+    return Lift(len(a), stats.mean(a), stats.mean(b), diff)
 
 
 def _together(own: str, episodes: Sequence[Trajectory], texts: Mapping[str, str]) -> tuple[str, ...]:

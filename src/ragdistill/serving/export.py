@@ -17,14 +17,14 @@ from ragdistill.errors import ConfigError
 from ragdistill.files import write_atomic
 from ragdistill.llm import ChatModel
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
-from ragdistill.records import read_json, write_json
+from ragdistill.records import write_json
 from ragdistill.serving import parity
 from ragdistill.serving.parity import Chat, Row
 
 import torch  # isort: skip  (after parity, which prepares the process)
 
 from ragdistill.llm.gguf_export import export_gguf
-from ragdistill.llm.weights import BASE_IDENTITY, check_adapter, load_merged, save_merged
+from ragdistill.llm.weights import BASE_IDENTITY, check_adapter, context_of, load_merged, save_merged
 
 REPORT = "parity.json"
 """Also the sign that a directory is an export, which may be replaced."""
@@ -121,8 +121,7 @@ def _compare(
 ) -> list[Row]:
     """Each written form against base + adapter in float32."""
     form = ChatFormat(load_tokenizer(student.base))
-    context = min(MAX_CONTEXT, int(read_json(student.base / "config.json").get("max_position_embeddings", MAX_CONTEXT)))
-    at = parity.positions(form, chats, context)
+    at = parity.positions(form, chats, context_of(student.base, MAX_CONTEXT))
     wanted = parity.logits(parity.load_adapted(student.base, student.adapter), at)
     merged: Any = load_merged(merged_dir, None, torch.float32)
     rows = [parity.equal("merged float32 ↔ adapter", parity.logits(merged, at), wanted)]

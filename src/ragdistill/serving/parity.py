@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ragdistill.errors import DataError, IdentityError
 from ragdistill.llm import ChatModel, Sampling, cpu_env
 from ragdistill.llm.chat_format import ChatFormat
@@ -202,5 +204,4 @@ def _row(what: str, got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor])
 
 
 def _ruled(row: Row, rule: str, ok: bool) -> Row:
-    values = {name: getattr(row, name) for name in row.__struct_fields__}
-    return Row(**(values | {"rule": rule, "ok": bool(ok)}))
+    return msgspec.structs.replace(row, rule=rule, ok=bool(ok))

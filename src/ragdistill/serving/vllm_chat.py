@@ -16,8 +16,8 @@ from typing import Any
 from ragdistill.errors import EnvironmentFault
 from ragdistill.llm import Reply, Sampling
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
-from ragdistill.llm.weights import adapter_fingerprint, model_fingerprint
-from ragdistill.records import Message, Usage, digest, read_json
+from ragdistill.llm.weights import adapter_fingerprint, context_of, model_fingerprint
+from ragdistill.records import Message, Usage, digest
 from ragdistill.serving.vllm import VllmServer
 
 VERSION = 1
@@ -26,11 +26,6 @@ MAX_CONTEXT = 4096
 """Tokens of a conversation; the server has to be started with at least as many."""
 _DEADLINE = 600.0
 """Seconds one call may take."""
-
-
-def context_of(base: Path) -> int:
-    """Tokens of a conversation with `base`."""
-    return min(MAX_CONTEXT, int(read_json(base / "config.json").get("max_position_embeddings", MAX_CONTEXT)))
 
 
 class VllmChat:
@@ -46,7 +41,7 @@ class VllmChat:
         from openai import OpenAI
 
         self._name = server.load(base, adapter) if adapter else server.base_name
-        self._format, self._context = ChatFormat(load_tokenizer(base)), context_of(base)
+        self._format, self._context = ChatFormat(load_tokenizer(base)), context_of(base, MAX_CONTEXT)
         parts = [model_fingerprint(base), adapter_fingerprint(adapter) if adapter else ""]
         self._fingerprint = digest("vllm", *parts, server.version(), str(self._context), str(VERSION))
         self._client = OpenAI(base_url=server.url, api_key=server.key or "none", timeout=_DEADLINE, max_retries=2)

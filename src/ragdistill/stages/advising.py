@@ -21,8 +21,8 @@ from ragdistill.params import Params
 from ragdistill.records import read_jsonl
 from ragdistill.rollout import Retrieve
 from ragdistill.stages.common import BANK, LIFT
-from ragdistill.stages.playing import open_endpoint, open_model, teacher_dir
-from ragdistill.stages.spending import SERVED, is_served, tell
+from ragdistill.stages.playing import at_once, open_endpoint, open_model, teacher_dir
+from ragdistill.stages.spending import SERVED, tell
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,7 @@ def open_hint_model(params: Params) -> ChatModel:
 
 def asker(params: Params, model: ChatModel) -> Asker:
     """`model` with the project's journal of calls."""
-    at_once = params.endpoint.max_concurrency if is_served(model) else params.model.concurrency
-    return Asker(model, Journal(cache_dir("journal", "hint_calls"), Reply), at_once)
+    return Asker(model, Journal(cache_dir("journal", "hint_calls"), Reply), at_once(params, model))
 
 
 @contextmanager

@@ -70,15 +70,16 @@ def open_endpoint(params: Params) -> ChatModel:
 
 def _vllm(params: Params, directory: Path, adapter: Path | None) -> ChatModel:
     """The model on a vLLM server: the one at `vllm.url`, or one that lives as long as the model is open."""
+    from ragdistill.llm.weights import context_of
     from ragdistill.serving import vllm
-    from ragdistill.serving.vllm_chat import VllmChat, context_of
+    from ragdistill.serving.vllm_chat import MAX_CONTEXT, VllmChat
 
     given = params.vllm
     if given.url:
         server = vllm.connect(given.url)
     else:
         python, log = vllm.interpreter(given.python), cache_dir("vllm", "server.log")
-        context, adapters = context_of(directory), [adapter] if adapter else []
+        context, adapters = context_of(directory, MAX_CONTEXT), [adapter] if adapter else []
         server = vllm.start(python, directory, adapters, log, context, given.start_timeout, given.args)
     try:
         return VllmChat(server, directory, adapter, params.model.concurrency, server.stop)
@@ -172,6 +173,11 @@ def _example(demo: Demo) -> Example:
     return Example(first_observation=demo.first_observation, steps=tuple(map(step, demo.turns)))
 
 
+def at_once(params: Params, model: ChatModel) -> int:
+    """How many episodes, or calls, `model` gets at the same time."""
+    return params.endpoint.max_concurrency if is_served(model) else params.model.concurrency
+
+
 def play_each(params: Params, work: Sequence[Work], model: ChatModel) -> list[list[Trajectory]]:
     """Play every setting's jobs, one setting after the other, with this project's pool and journal; close `model`.
 
@@ -179,9 +185,8 @@ def play_each(params: Params, work: Sequence[Work], model: ChatModel) -> list[li
     workers and the model have ended.
     """
     journal = Journal(cache_dir("journal", "episodes"), Trajectory)
-    at_once = params.endpoint.max_concurrency if is_served(model) else params.model.concurrency
     try:
-        played = asyncio.run(_play(params, work, model, journal, at_once))
+        played = asyncio.run(_play(params, work, model, journal, at_once(params, model)))
     except KeyboardInterrupt:
         kept = sum(journal.get(setting.key(*job)) is not None for setting, jobs in work for job in jobs)
         raise KeyboardInterrupt(f"{kept} finished episodes are kept") from None
@@ -199,13 +204,13 @@ def play_each(params: Params, work: Sequence[Work], model: ChatModel) -> list[li
 
 
 async def _play(
-    params: Params, work: Sequence[Work], model: ChatModel, journal: Journal[Trajectory], at_once: int
+    params: Params, work: Sequence[Work], model: ChatModel, journal: Journal[Trajectory], most: int
 ) -> list[list[Trajectory]]:
     factory = make_domain(params.env).env_factory(cache_dir("env"), params.rollouts.record_admissible)
     pool = EnvPool(
         factory,
         workers=params.env.workers,
-        slots=-(-at_once // params.env.workers),
+        slots=-(-most // params.env.workers),
         recycle_after=params.env.recycle_after,
         timeout=params.env.step_timeout,
     )
@@ -213,7 +218,7 @@ async def _play(
     try:
         for setting, jobs in work:
             with show(setting.policy) as display:
-                played.append(await play_all(jobs, setting, model, pool, journal, at_once, display))
+                played.append(await play_all(jobs, setting, model, pool, journal, most, display))
     finally:
         await pool.close()
     return played
