@@ -45,6 +45,7 @@ HEAVY = {
     "openai": {"llm", "serving"},
     "alfworld": {"envs"},
     "textworld": {"envs"},
+    "ray": {"envs"},
     "starlette": {"serving"},
     "uvicorn": {"serving"},
     "mlflow": {"registry", "traces"},

@@ -6,15 +6,13 @@ An unknown key or a wrong type is an error that names the nearest valid key. Mea
 
 from __future__ import annotations
 
-import difflib
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
-from ragdistill.errors import ConfigError
+from ragdistill.errors import ConfigError, explain
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
@@ -204,6 +202,11 @@ class PromoteParams(Section, frozen=True):
     margin: NonNegativeFloat
 
 
+class RayParams(Section, frozen=True):
+    address: Annotated[str, msgspec.Meta(pattern=r"^(auto|local|[^@/\s]+:\d+)$")] | None
+    workers: Positive | None
+
+
 class Params(Section, frozen=True):
     """All of `params.yaml`."""
 
@@ -226,6 +229,7 @@ class Params(Section, frozen=True):
     track: TrackParams
     promote: PromoteParams
     vllm: VllmParams
+    ray: RayParams
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
@@ -244,7 +248,7 @@ def convert_params(raw: Any, where: str = "params") -> Params:
     try:
         params = msgspec.convert(raw, Params)
     except msgspec.ValidationError as e:
-        raise ConfigError(f"{where}: {_explain(str(e))}") from None
+        raise ConfigError(f"{where}: {explain(str(e), Params)}") from None
     for wrong, what in _contradictions(params):
         if wrong:
             raise ConfigError(f"{where}: {what}")
@@ -281,20 +285,3 @@ def _endpoint_contradictions(p: Params) -> list[tuple[bool, str]]:
             "endpoint.budget cannot be kept while endpoint.prices are 0; set the prices, or budget: null.",
         ),
     ]
-
-
-def _explain(message: str) -> str:
-    unknown = re.match(r"Object contains unknown field `(.+?)`(?: - at `\$\.?(.*)`)?", message)
-    if not unknown:
-        return message
-    key, place = unknown.group(1), unknown.group(2) or ""
-    near = difflib.get_close_matches(key, _keys_at(place), n=1, cutoff=0.0)
-    dotted = f"{place}.{key}" if place else key
-    return f"unknown key `{dotted}`; the nearest valid key is `{near[0]}`." if near else f"unknown key `{dotted}`."
-
-
-def _keys_at(place: str) -> list[str]:
-    section: Any = Params
-    for name in filter(None, place.split(".")):
-        section = {f.name: f.type for f in msgspec.structs.fields(section)}[name]
-    return [f.name for f in msgspec.structs.fields(section)]

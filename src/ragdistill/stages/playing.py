@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ragdistill.agents import Agent, make_agent
 from ragdistill.agents.examples import Example, FewShot
@@ -27,6 +28,9 @@ from ragdistill.records import Step, StopReason, Task, Trajectory, read_json
 from ragdistill.rollout import Progress, Retrieve, Setting, play_all
 from ragdistill.stages.common import BASE, IDENTITY, TEACHER
 from ragdistill.stages.spending import SERVED, is_served, stage_name, tell
+
+if TYPE_CHECKING:
+    from ragdistill.envs.ray_pool import RayPool
 
 MAX_INFRA_SHARE = 0.05
 """More infrastructure faults than this make a stage fail: its numbers would stand on the rest only."""
@@ -206,14 +210,7 @@ def play_each(params: Params, work: Sequence[Work], model: ChatModel) -> list[li
 async def _play(
     params: Params, work: Sequence[Work], model: ChatModel, journal: Journal[Trajectory], most: int
 ) -> list[list[Trajectory]]:
-    factory = make_domain(params.env).env_factory(cache_dir("env"), params.rollouts.record_admissible)
-    pool = EnvPool(
-        factory,
-        workers=params.env.workers,
-        slots=-(-most // params.env.workers),
-        recycle_after=params.env.recycle_after,
-        timeout=params.env.step_timeout,
-    )
+    pool = open_pool(params, most)
     played: list[list[Trajectory]] = []
     try:
         for setting, jobs in work:
@@ -222,6 +219,17 @@ async def _play(
     finally:
         await pool.close()
     return played
+
+
+def open_pool(params: Params, at_once: int) -> EnvPool | RayPool:
+    """Environments for `at_once` episodes: here in processes, or on a Ray cluster where `ray.address` names one."""
+    admissible, env = params.rollouts.record_admissible, params.env
+    if params.ray.address:
+        from ragdistill.envs.ray_pool import RayPool
+
+        return RayPool(params.ray, env, admissible, at_once, cache_dir("env"))
+    factory, slots = make_domain(env).env_factory(cache_dir("env"), admissible), -(-at_once // env.workers)
+    return EnvPool(factory, env.workers, slots, env.recycle_after, env.step_timeout)
 
 
 @contextmanager
