@@ -19,6 +19,7 @@ from ragdistill.envs.alfworld.domain import AlfworldDomain
 from ragdistill.envs.alfworld.games import read_game
 from ragdistill.errors import ConfigError
 from ragdistill.llm import Sampling
+from ragdistill.params import TrackParams
 from ragdistill.records import Message, Task, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,8 +134,8 @@ def test_a_champion_is_the_registered_adapter_on_the_base(
 ) -> None:
     asked: list[tuple[str, str]] = []
 
-    def fetched(name: str, alias: str) -> Path:
-        asked.append((name, alias))
+    def fetched(track: TrackParams, alias: str) -> Path:
+        asked.append((track.registered_model, alias))
         return project / "models/students/distilled-0"
 
     monkeypatch.setattr(promote, "fetch_adapter", fetched)

@@ -187,6 +187,7 @@ class ReportParams(Section, frozen=True):
 
 
 class TrackParams(Section, frozen=True):
+    uri: Annotated[str, msgspec.Meta(pattern=r"^(env|https?://[^@/?#\s]+(/[^@?#\s]*)?)$")] | None
     experiment: str
     registered_model: str
 

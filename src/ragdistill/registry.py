@@ -1,8 +1,7 @@
 """The MLflow projection of result files, and the aliases `challenger` and `champion`.
 
-Only it and `traces` import mlflow (≈ 1–2 s), so nothing else imports it at module level. Files and DVC stay the
-source of truth: a store that is lost is projected again. A store is a directory that holds `mlflow.db` (sqlite) and
-`artifacts/`; look at it with `mlflow ui --backend-store-uri sqlite:///<store>/mlflow.db`.
+Only it, `tracking` and `traces` import mlflow (≈ 1–2 s), so nothing else imports it at module level. Files and DVC stay
+the source of truth: a store (`tracking`: a directory or a server) that is lost is projected again.
 This module knows no metric name and plays no episode: the re-evaluation before a promotion is its caller's.
 """
 
@@ -10,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -31,6 +29,7 @@ from mlflow.tracking import MlflowClient
 
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.stats import PairedTest
+from ragdistill.tracking import Store, experiment, open_client, store_uri
 
 LINEAGE_TAG, SHA_TAG, PREVIOUS_TAG = "ragdistill.lineage", "ragdistill.adapter_sha256", "ragdistill.previous_champion"
 CHALLENGER, CHAMPION = "challenger", "champion"
@@ -84,14 +83,13 @@ class Projection:
     """With `DVC_EXP_NAME` the alias `challenger` stays: a queued experiment must not displace the workspace's own."""
 
 
-def project(store: Path, p: Projection) -> Projected:
+def project(store: Store, p: Projection) -> Projected:
     """Mirror `p` into one MLflow run, found or created by its lineage; idempotent.
 
     The adapter becomes a model version once for each content hash. `DataError` when its directory is empty or absent.
     """
-    store.mkdir(parents=True, exist_ok=True)
-    client = _client(store, create=True)
-    experiment_id = _experiment(client, store, p.experiment)
+    client = open_client(store, create=True)
+    experiment_id = experiment(client, store, p.experiment)
     run_id = _run(client, experiment_id, p.lineage)
     _log_params(client, run_id, p.params)
     _log_metrics(client, run_id, p.metrics, p.curves)
@@ -111,25 +109,25 @@ def project(store: Path, p: Projection) -> Projected:
     return Projected(run_id, version)
 
 
-def champion_and_challenger(store: Path, name: str) -> Aliases:
+def champion_and_challenger(store: Store, name: str) -> Aliases:
     """Versions behind the aliases of the registered model `name`."""
-    client = _client(store)
+    client = open_client(store)
     return Aliases(_aliased(client, name, CHAMPION), _aliased(client, name, CHALLENGER))
 
 
-def download(store: Path, name: str, alias: str, dest: Path) -> Path:
+def download(store: Store, name: str, alias: str, dest: Path) -> Path:
     """Copy the adapter behind `alias` into the new directory `dest` and return it.
 
     `ConfigError` without such an alias or with files in `dest`, `DataError` when the stored files were altered.
     """
-    client = _client(store)
+    client = open_client(store)
     version = _require(client, name, alias)
     if dest.exists() and any(dest.iterdir()):
         raise ConfigError(f"{dest} is not empty; name a new directory.")
     with tempfile.TemporaryDirectory() as tmp:
         # By address: MLflow would look a `models:/` name up in the global store, whatever the client's.
         address = client.get_model_version_download_uri(name, str(version.version))
-        got = Path(download_artifacts(artifact_uri=address, dst_path=tmp))
+        got = Path(download_artifacts(artifact_uri=address, dst_path=tmp, tracking_uri=store_uri(store)))
         if version.tags.get(SHA_TAG) != tree_sha256(got):
             raise DataError(f"Version {version.version} of {name} changed in the store; project it again.")
         shutil.copytree(got, dest, dirs_exist_ok=True)
@@ -153,14 +151,14 @@ def decide(difference: PairedTest, margin: float, has_champion: bool) -> Decisio
     return Decision(False, f"Refuse: {numbers}; evaluate more tasks until the lower bound is above {100 * bound:+.1f}.")
 
 
-def promote(store: Path, name: str, version: str, decision: Decision, who: str, difference: PairedTest) -> None:
+def promote(store: Store, name: str, version: str, decision: Decision, who: str, difference: PairedTest) -> None:
     """Move `champion` to `version`, the challenger that was evaluated; who, when, why and numbers go on the version.
 
     `ConfigError` when the decision refuses, `version` no longer is the challenger, or it already is the champion.
     """
     if not decision.promote:
         raise ConfigError(decision.reason)
-    client = _client(store)
+    client = open_client(store)
     current = str(_require(client, name, CHALLENGER).version)
     if current != version:
         raise ConfigError(
@@ -182,9 +180,9 @@ def promote(store: Path, name: str, version: str, decision: Decision, who: str, 
     client.set_registered_model_alias(name, CHAMPION, version)
 
 
-def rollback(store: Path, name: str, who: str) -> str:
+def rollback(store: Store, name: str, who: str) -> str:
     """Move `champion` back to the version it replaced and return that; `ConfigError` when there is none."""
-    client = _client(store)
+    client = open_client(store)
     current = _require(client, name, CHAMPION)
     previous = current.tags.get(PREVIOUS_TAG)
     if not previous:
@@ -201,25 +199,6 @@ def tree_sha256(directory: Path) -> str:
         outer.update(path.relative_to(directory).as_posix().encode() + b"\0")
         outer.update(hashlib.sha256(path.read_bytes()).digest())
     return outer.hexdigest()
-
-
-def store_uri(store: Path) -> str:
-    """MLflow's address of the store in directory `store`."""
-    return f"sqlite:///{store.resolve() / 'mlflow.db'}"
-
-
-def _client(store: Path, create: bool = False) -> MlflowClient:
-    if not create and not (store / "mlflow.db").exists():
-        raise ConfigError(f"{store} holds no MLflow store; run `dvc repro track` first.")
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # a new store prints ~60 migration lines otherwise
-    return MlflowClient(tracking_uri=store_uri(store), registry_uri=store_uri(store))
-
-
-def _experiment(client: MlflowClient, store: Path, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    # Left out, the location would resolve from the current directory even with an absolute sqlite URI.
-    place = (store.resolve() / "artifacts" / name).as_uri()
-    return found.experiment_id if found else client.create_experiment(name, artifact_location=place)
 
 
 def _run(client: MlflowClient, experiment_id: str, lineage: str) -> str:

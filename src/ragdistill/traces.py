@@ -1,7 +1,7 @@
 """A sample of played games as MLflow traces: one AGENT span a game, under it a TOOL span a turn.
 
-Beside `registry` the only room that imports mlflow. The jsonl files stay the source of truth. A trace's id follows
-from the trajectory's, so logging again adds nothing.
+Beside `registry` and `tracking` the only room that imports mlflow. The jsonl files stay the source of truth. A trace's
+id follows from the trajectory's, so logging again adds nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 # Usage statistics are sent over the network unless this is set before the import.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -21,7 +20,7 @@ from mlflow.tracing.client import TracingClient
 from mlflow.tracking import MlflowClient
 
 from ragdistill.records import Step, StopReason, Trajectory, digest
-from ragdistill.registry import store_uri
+from ragdistill.tracking import Store, store_uri
 
 _LINKS = 100
 """MLflow's limit of traces in one request."""
@@ -38,10 +37,10 @@ def sample(trajectories: Mapping[str, Sequence[Trajectory]]) -> list[Trajectory]
     return [t for played in trajectories.values() for t in played if t.task_id in chosen]
 
 
-def log_traces(store: Path, run_id: str, trajectories: Sequence[Trajectory]) -> int:
+def log_traces(store: Store, run_id: str, trajectories: Sequence[Trajectory]) -> int:
     """Write those that the run's experiment does not hold yet and link all to the run; returns how many were new.
 
-    `store` is a directory as `registry.project` makes it.
+    `store` is one that `registry.project` has written to.
     """
     uri = store_uri(store)
     client = MlflowClient(tracking_uri=uri)

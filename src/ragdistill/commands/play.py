@@ -83,7 +83,7 @@ def resolve(params: Params, model: str, adapter: Path | None) -> tuple[Path, Pat
             raise ConfigError(f"{model} is an adapter itself; leave --adapter out, or give --model a directory.")
         from ragdistill.commands.promote import fetch_adapter
 
-        directory, adapter = BASE, fetch_adapter(params.track.registered_model, model)
+        directory, adapter = BASE, fetch_adapter(params.track, model)
     else:
         directory = BASE if model == "base" else Path(model)
     if not directory.is_dir():

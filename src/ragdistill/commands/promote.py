@@ -17,7 +17,7 @@ import msgspec
 from ragdistill.errors import ConfigError, IdentityError
 from ragdistill.journal import cache_dir
 from ragdistill.llm.weights import adapter_fingerprint
-from ragdistill.params import Params, load_params
+from ragdistill.params import Params, TrackParams, load_params
 from ragdistill.records import EvalEpisode, StopReason, Task, read_jsonl
 from ragdistill.report.metrics import compare
 from ragdistill.stages.common import BASE, STORE, TASKS, quiet_libraries
@@ -31,12 +31,13 @@ def promote(margin: float | None, new_base: bool = False) -> int:
 
     `new_base`: compare the challenger with its base even if there is a champion, as one of another base cannot play.
     """
-    from ragdistill import registry
+    from ragdistill import registry, tracking
 
     quiet_libraries()
     params = load_params()
+    store = tracking.store_at(params.track.uri, STORE)
     name, margin = params.track.registered_model, params.promote.margin if margin is None else margin
-    aliases = registry.champion_and_challenger(STORE, name)
+    aliases = registry.champion_and_challenger(store, name)
     if aliases.challenger is None:
         raise ConfigError(f"{name} has no challenger; run `dvc repro` to register one.")
     rival = "champion" if aliases.champion and not new_base else "base"
@@ -51,7 +52,7 @@ def promote(margin: float | None, new_base: bool = False) -> int:
     found = compare(a, b, params.evaluate.primary, params.report)
     decision = registry.decide(found, margin, has_champion=rival == "champion")
     if decision.promote:
-        registry.promote(STORE, name, aliases.challenger, decision, _who(), found)
+        registry.promote(store, name, aliases.challenger, decision, _who(), found)
     _record({"promote": decision.promote, "reason": decision.reason, "version": aliases.challenger})
     print(decision.reason)
     if decision.promote:
@@ -61,10 +62,11 @@ def promote(margin: float | None, new_base: bool = False) -> int:
 
 def rollback() -> int:
     """Give `champion` back to the version it replaced."""
-    from ragdistill import registry
+    from ragdistill import registry, tracking
 
-    name = load_params().track.registered_model
-    version = registry.rollback(STORE, name, _who())
+    track = load_params().track
+    name = track.registered_model
+    version = registry.rollback(tracking.store_at(track.uri, STORE), name, _who())
     _record({"rollback": True, "version": version})
     print(f"{name} version {version} is champion again.")
     return 0
@@ -72,7 +74,7 @@ def rollback() -> int:
 
 def _evaluate(params: Params, who: str) -> list[EvalEpisode]:
     """Play the evaluation tasks with a registered adapter, or with the base."""
-    adapter = None if who == "base" else fetch_adapter(params.track.registered_model, who)
+    adapter = None if who == "base" else fetch_adapter(params.track, who)
     jobs = [(t, 0) for t in read_jsonl(TASKS / "eval.jsonl", Task)]
     model, temperature = open_model(params, BASE, adapter), params.evaluate.temperature
     setting = setting_of(params, who, "evaluate", model, temperature, student=adapter is not None)
@@ -80,16 +82,17 @@ def _evaluate(params: Params, who: str) -> list[EvalEpisode]:
     return [EvalEpisode.of(t, who, 0) for t in done if t.stop is not StopReason.INFRA_ERROR]
 
 
-def fetch_adapter(name: str, alias: str) -> Path:
+def fetch_adapter(track: TrackParams, alias: str) -> Path:
     """Copy the registered adapter behind `alias` below the cache and return its directory.
 
     `ConfigError` without such an alias, `DataError` when the stored files were altered.
     """
-    from ragdistill import registry
+    from ragdistill import registry, tracking
 
+    store = tracking.store_at(track.uri, STORE)
     fresh = cache_dir("registry", f".{alias}")
     shutil.rmtree(fresh, ignore_errors=True)
-    registry.download(STORE, name, alias, fresh)
+    registry.download(store, track.registered_model, alias, fresh)
     kept = cache_dir("registry", adapter_fingerprint(fresh))
     shutil.rmtree(kept, ignore_errors=True)
     return fresh.rename(kept)

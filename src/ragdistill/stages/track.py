@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ragdistill import registry, traces
+from ragdistill import registry, traces, tracking
 from ragdistill.params import Params
 from ragdistill.records import Trajectory, digest, read_json, read_jsonl
 from ragdistill.report.csvs import read_loss
@@ -38,7 +38,8 @@ def body(params: Params) -> str:
     hashes = {name: registry.tree_sha256(path) for name, path in inputs.items()}
     settings = dict(flat(msgspec.to_builtins(params)))
     experiment = os.environ.get("DVC_EXP_NAME", "")
-    done = registry.project(STORE, registry.Projection(
+    store = tracking.store_at(params.track.uri, STORE)
+    done = registry.project(store, registry.Projection(
         experiment=params.track.experiment, lineage=digest("lineage", settings, hashes), params=settings,
         metrics={k: float(v) for k, v in flat(metrics) if isinstance(v, int | float)},
         curves={f"loss.{s}": [(p.step, p.loss) for p in read_loss(STUDENTS / s / "loss.csv")] for s in students},
@@ -51,9 +52,9 @@ def body(params: Params) -> str:
     runs |= {p: f"{p}-0" for p in params.evaluate.policies}
     played = {name: read_jsonl(EVAL / run / "trajectories.jsonl", Trajectory) for name, run in runs.items()}
     shown = traces.sample(played)
-    traces.log_traces(STORE, done.run_id, shown)
+    traces.log_traces(store, done.run_id, shown)
     version = f"{params.track.registered_model} version {done.version}" if done.version else "no adapter"
-    return f"run {done.run_id} in {STORE.name}/mlflow.db, {len(shown)} games as traces, {version}"
+    return f"run {done.run_id} in {tracking.store_label(store)}, {len(shown)} games as traces, {version}"
 
 
 if __name__ == "__main__":

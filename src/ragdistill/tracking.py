@@ -1,0 +1,98 @@
+"""Where MLflow's records are: in a directory of this project, or on a tracking server (`track.uri`).
+
+A directory holds `mlflow.db` (sqlite) and `artifacts/`; look at it with
+`mlflow ui --backend-store-uri sqlite:///<directory>/mlflow.db`. A server is asked with what MLflow itself reads from
+the environment (`MLFLOW_TRACKING_USERNAME` and `_PASSWORD`, or `MLFLOW_TRACKING_TOKEN`); no credential stands in a
+parameter, a file or a message of this project. This module knows nothing of what is recorded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+# Usage statistics are sent over the network unless this is set before the import.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# MLflow's own seven retries keep a wrong address waiting for minutes; four take half a minute.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from ragdistill.errors import ConfigError
+
+Store = Path | str
+"""A directory, or a server's http(s) address."""
+VARIABLE = "MLFLOW_TRACKING_URI"
+
+
+def store_at(uri: str | None, local: Path) -> Store:
+    """The store that `track.uri` means: `local`, or a server; "env" is the one that `MLFLOW_TRACKING_URI` names.
+
+    The variable alone changes nothing: many have it set for other projects. `ConfigError` when it is no plain address.
+    """
+    if uri is None:
+        return local
+    named = os.environ.get(VARIABLE, "") if uri == "env" else uri
+    parts = urlsplit(named)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
+        raise ConfigError(
+            f"track.uri is {'env, but ' + VARIABLE if uri == 'env' else 'set, but'} is no http(s) address without user "
+            "and query; credentials go into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            "MLFLOW_TRACKING_TOKEN."
+        )
+    return named.rstrip("/")
+
+
+def store_uri(store: Store) -> str:
+    """MLflow's address of the store."""
+    return store if isinstance(store, str) else f"sqlite:///{store.resolve() / 'mlflow.db'}"
+
+
+def store_label(store: Store) -> str:
+    """The store in a message."""
+    return store if isinstance(store, str) else f"{store.name}/mlflow.db"
+
+
+def open_client(store: Store, create: bool = False) -> MlflowClient:
+    """A client of the store; `create` makes a directory that does not exist yet.
+
+    `ConfigError` when it is neither there nor to be made, or when the server is silent or refuses.
+    """
+    if isinstance(store, Path):
+        if create:
+            store.mkdir(parents=True, exist_ok=True)
+        elif not (store / "mlflow.db").exists():
+            raise ConfigError(f"{store} holds no MLflow store; run `dvc repro track` first.")
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # a new store prints ~60 migration lines otherwise
+    client = MlflowClient(tracking_uri=store_uri(store), registry_uri=store_uri(store))
+    if isinstance(store, str):
+        _ask(client, store)
+    return client
+
+
+def experiment(client: MlflowClient, store: Store, name: str) -> str:
+    """Id of the experiment `name`, made if need be. A server says itself where artifacts go."""
+    found = client.get_experiment_by_name(name)
+    if found:
+        return found.experiment_id
+    # Left out, the location would resolve from the current directory even with an absolute sqlite URI.
+    place = (store.resolve() / "artifacts" / name).as_uri() if isinstance(store, Path) else None
+    return client.create_experiment(name, artifact_location=place)
+
+
+def _ask(client: MlflowClient, server: str) -> None:
+    """One cheap question, so that what is wrong with a server is said once and plainly."""
+    try:
+        client.search_experiments(max_results=1)
+    except MlflowException as e:
+        if e.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+            raise ConfigError(
+                f"The MLflow server {server} refuses; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                "MLFLOW_TRACKING_TOKEN, in the environment."
+            ) from None
+        raise ConfigError(
+            f"No MLflow server answers at {server}; start it (`mlflow server`), correct track.uri, or set it to null."
+        ) from None
