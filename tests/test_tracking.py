@@ -1,0 +1,220 @@
+"""MLflow's records on a tracking server: what a directory can do, it can; credentials stand in the environment only."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from mlflow.tracing.client import TracingClient
+from mlflow.tracking import MlflowClient
+
+from ragdistill import cli, tracking
+from ragdistill.commands.smoke import override
+from ragdistill.envs.alfworld.domain import AlfworldDomain
+from ragdistill.errors import ConfigError
+from ragdistill.llm import Sampling
+from ragdistill.params import convert_params, load_params
+from ragdistill.records import Message, StopReason, Trajectory, write_json, write_jsonl
+from ragdistill.stages import track
+from tests.ray_cluster import HOST, free_port
+from tests.scripted_policy import play as policy
+from tests.test_params import changed
+
+ROOT = Path(__file__).resolve().parents[1]
+SECRET = "-".join(("a", "secret", "0123456789"))  # in parts, so that this file is no leak
+MODEL = "ragdistill-student"
+
+
+def test_the_variable_counts_only_where_the_parameter_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org/team/")
+    assert tracking.store_at(None, tmp_path) == tmp_path
+    assert tracking.store_at("env", tmp_path) == "https://mlflow.example.org/team"
+    assert tracking.store_at("http://localhost:5000", tmp_path) == "http://localhost:5000"
+
+
+@pytest.mark.parametrize(
+    "named", ["", "file:///x", "sqlite:///x.db", f"http://me:{SECRET}@h/", f"http://h/?t={SECRET}"]
+)
+def test_a_variable_that_is_no_plain_address_is_refused_unseen(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", named)
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_USERNAME") as caught:
+        tracking.store_at("env", Path())
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri", [f"http://me:{SECRET}@host", f"https://host/?key={SECRET}", "file:///x", "host:5000", ""]
+)
+def test_an_address_with_credentials_or_without_http_is_refused_when_it_is_read(uri: str) -> None:
+    with pytest.raises(ConfigError, match=r"track\.uri") as caught:
+        convert_params(changed("track.uri", uri))
+    assert SECRET not in str(caught.value)
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """An MLflow server that wants another password, and remembers which it was given."""
+
+    seen: list[str] = []  # noqa: RUF012 - of the class on purpose: a request makes an instance
+
+    def do_GET(self) -> None:
+        self.seen.append(self.headers.get("Authorization", ""))
+        self.send_response(401)
+        self.end_headers()
+        self.wfile.write(b"You are not authenticated.")
+
+    do_POST = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_credentials_come_from_the_environment_and_a_refusal_names_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
+    server = HTTPServer((HOST, 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(ConfigError, match="refuses; set MLFLOW_TRACKING_USERNAME") as caught:
+            tracking.open_client(f"http://{HOST}:{server.server_port}")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert Refusing.seen and set(Refusing.seen) == {f"Bearer {SECRET}"}
+    assert SECRET not in str(caught.value)
+
+
+def test_a_silent_server_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConfigError, match=r"No MLflow server answers at http://127\.0\.0\.1:9;"):
+        tracking.open_client(f"http://{HOST}:9")
+
+
+# A real server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`mlflow server` with a database and proxied artifacts of its own."""
+    where, port = tmp_path_factory.mktemp("server"), free_port()
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{where}/mlflow.db", "--artifacts-destination", str(where / "artifacts"),
+    ]  # fmt: skip
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (where / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=where, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(600):
+            assert process.poll() is None, (where / "log").read_text()
+            try:
+                urlopen(f"http://{HOST}:{port}/health", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield f"http://{HOST}:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def rival(messages: Sequence[Message], sampling: Sampling, name: str) -> str:
+    """The base knows nothing; whatever adapter was fetched knows the rules."""
+    return "Thought: I look.\nAction: look" if name == "base" else policy(messages, sampling, "distilled")
+
+
+def finished(project: Path, weights: bytes, lineage: int) -> None:
+    """Just the files of a finished pipeline that `track` projects."""
+    folder = project / "models/students/distilled-0"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+    (folder / "loss.csv").write_text("step,epoch,loss,lr,tokens_per_second\n1,0.5,2.0,0.1,10\n2,1.0,1.5,0.1,10\n")
+    write_json(project / "results/metrics.json", {"success": 0.5, "run": lineage})
+    write_json(project / "results/timing.json", {})
+    (project / "results/report.html").write_text("<p>numbers</p>")
+    for name in ("results/plots", "data/hints", "data/sft"):
+        (project / name).mkdir(parents=True, exist_ok=True)
+        (project / name / "file.csv").write_text(f"{lineage}\n")
+    for run in ("base-0", "distilled-0"):
+        played = Trajectory(
+            id=run, task_id="t", policy=run, agent="react", attempt=0, seed=0, goal="g", bucket="b", group="room",
+            kind="k", stop=StopReason.LOOP,
+        )  # fmt: skip
+        (project / "results/eval" / run).mkdir(parents=True, exist_ok=True)
+        write_jsonl(project / "results/eval" / run / "trajectories.jsonl", [played])
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with two real evaluation games, whose records go to a server."""
+    for name in ("DVC_ROOT", "DVC_EXP_NAME", "RAGDISTILL_CACHE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    domain = AlfworldDomain()
+    write_json(Path("data/identity.json"), {"environment": domain.fingerprint()})
+    write_jsonl(Path("data/tasks/eval.jsonl"), domain.tasks("test", 6, 0, Path("data/games/eval")))
+    write_jsonl(Path("data/tasks/dev.jsonl"), domain.tasks("dev", 1, 0, Path("data/games/dev")))
+    Path("models/base").mkdir(parents=True)
+    override(
+        tmp_path / "params.yaml",
+        ["model.engine=scripted", "model.script=tests.test_tracking:rival", "sft.variants=[distilled]",
+         "evaluate.policies=[base]", "evaluate.primary=[]", "env.max_steps=40"],
+    )  # fmt: skip
+    return tmp_path
+
+
+def ragdistill(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["ragdistill", *args])
+    return cli.main()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("how", ["address", "variable"])
+def test_projecting_promoting_rolling_back_and_playing_work_on_a_server(
+    how: str, server: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"{MODEL}-{how}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server if how == "variable" else "http://nobody.invalid:1")
+    override(project / "params.yaml", [f"track.uri={server if how == 'address' else 'env'}"])
+    override(project / "params.yaml", [f"track.registered_model={name}", f"track.experiment={how}"])
+    params = load_params()
+
+    finished(project, b"one", 1)
+    line = track.body(params)
+    assert line == track.body(params), "projecting again adds nothing"
+    assert server in line and line.endswith(f"{name} version 1")
+    client = MlflowClient(server, server)
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments() if e.name == how])
+    assert run.data.metrics["success"] == 0.5 and run.data.params["track.registered_model"] == name
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"report.html", "plots"}
+    traces = TracingClient(server).search_traces(locations=[run.info.experiment_id], run_id=run.info.run_id)
+    assert len(list(traces)) == 2
+
+    assert ragdistill(monkeypatch, "promote") == 0
+    finished(project, b"two", 2)
+    assert track.body(params).endswith(f"{name} version 2")
+    assert ragdistill(monkeypatch, "promote", "--margin", "0.5") == 0
+    assert ragdistill(monkeypatch, "rollback") == 0
+    assert f"{name} version 1 is champion again" in capsys.readouterr().out
+    aliases = client.get_registered_model(name).aliases
+    assert {k: str(v) for k, v in aliases.items()} == {"champion": "1", "challenger": "2"}
+    lines = [json.loads(x) for x in (project / "results/promotions.jsonl").read_text().splitlines()]
+    assert [x.get("promote", x.get("rollback")) for x in lines] == [True, True, True]
+
+    assert ragdistill(monkeypatch, "play", "--model", "champion") == 0
+    assert "won in" in capsys.readouterr().out
+    (fetched,) = {p.read_bytes() for p in (project / ".cache/registry").rglob("*.safetensors")} - {b"two"}
+    assert fetched == b"one"
+    assert not (project / "mlruns").exists() and not (project / "mlflow.db").exists()
