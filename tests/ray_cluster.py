@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,9 @@ import psutil
 
 HOST = "127.0.0.1"
 STORE = 80 * 2**20
+STARTED = b"Ray runtime started"
+TRIES = 8
+Node = subprocess.Popen[bytes]
 
 
 def free_port() -> int:
@@ -26,17 +30,28 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def _start(where: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """A node whose processes know nothing of this checkout: the code has to come from the driver."""
+def _start(where: Path, *arguments: str) -> Node:
+    """A node that has joined. Its processes know nothing of this checkout: the code has to come from the driver.
+
+    Ray gives a node 30 seconds to start, which are not enough on a busy machine: then it is tried again.
+    """
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAGDISTILL_CACHE", "DVC_ROOT")}
     command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", f"--node-ip-address={HOST}",
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", "--include-log-monitor=false",
         f"--object-store-memory={STORE}", "--disable-usage-stats", *arguments,
     ]  # fmt: skip
-    return subprocess.Popen(command, cwd=where, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = where / "log"
+    for _ in range(TRIES):
+        with log.open("wb") as out:
+            node = subprocess.Popen(command, cwd=where, env=env, stdout=out, stderr=out)
+        while node.poll() is None:
+            if STARTED in log.read_bytes():
+                return node
+            time.sleep(0.2)
+    raise AssertionError(f"no node started: {log.read_text()[-2000:]}")
 
 
-def kill(node: subprocess.Popen[bytes]) -> int:
+def kill(node: Node) -> int:
     """SIGKILL for the node's raylet, agents and actors at once; returns how many processes there were."""
     try:
         family = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
@@ -55,43 +70,19 @@ def kill(node: subprocess.Popen[bytes]) -> int:
 
 
 @contextmanager
-def cluster(size: int) -> Iterator[tuple[str, Sequence[subprocess.Popen[bytes]]]]:
+def cluster(size: int) -> Iterator[tuple[str, Sequence[Node]]]:
     """`size` raylets of one CPU; yields the address and the nodes, the head (where the driver is) first."""
     where = Path(tempfile.mkdtemp(prefix="ray"))  # short: Ray's sockets lie below it
-    address = f"{HOST}:{free_port()}"
-    head = ("--head", f"--port={address.split(':')[1]}", f"--temp-dir={where / 't'}", "--include-dashboard=false")
-    nodes = [_start(where, *head)]
+    port = free_port()
+    nodes: list[Node] = []
     try:
-        _wait_for(address)
-        nodes += [_start(where, f"--address={address}") for _ in range(size - 1)]
+        nodes += [_start(where, "--head", f"--port={port}", f"--temp-dir={where / 't'}", "--include-dashboard=false")]
+        found = re.search(rb"--address='([^']+)'", (where / "log").read_bytes())
+        address = found[1].decode() if found else f"{HOST}:{port}"
+        while len(nodes) < size:
+            nodes.append(_start(where, f"--address={address}"))
         yield address, nodes
     finally:
         for node in reversed(nodes):
             kill(node)
         shutil.rmtree(where, ignore_errors=True)
-
-
-def _wait_for(address: str, seconds: float = 240.0) -> None:
-    host, port = address.split(":")
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return socket.create_connection((host, int(port)), timeout=1).close()
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.2)
-
-
-def wait_for_nodes(address: str, size: int, seconds: float = 240.0) -> None:
-    """Until all raylets have joined; leaves the cluster again."""
-    import ray
-
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    try:
-        end = time.monotonic() + seconds
-        while sum(n["Alive"] for n in ray.nodes()) < size:
-            assert time.monotonic() < end, "the nodes did not join"
-            time.sleep(0.5)
-    finally:
-        ray.shutdown()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from ragdistill.params import Params, convert_params
 from ragdistill.records import Message, StopReason, Task, Trajectory, write_json
 from ragdistill.stages.common import GAMES, IDENTITY
 from ragdistill.stages.playing import play
-from tests.ray_cluster import cluster, kill, wait_for_nodes
+from tests.ray_cluster import cluster, kill
 from tests.scripted_policy import play as policy
 from tests.test_params import changed
 from tests.test_pool import Toy, task
@@ -175,7 +176,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, li
     root = tmp_path_factory.mktemp("project")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_AUTH_MODE", "token")  # nodes listen on the network: nobody else shall run code on them
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAGDISTILL_CACHE", str(root / "cache"))
         patch.delenv("DVC_ROOT", raising=False)
         params = settings(None)
@@ -195,7 +197,7 @@ def here(project: tuple[Path, list[tuple[Task, int]]]) -> list[Trajectory]:
 
 def settings(address: str | None) -> Params:
     raw = changed("ray.address", address)
-    raw["env"] |= {"max_steps": 30, "step_timeout": 300}
+    raw["env"] |= {"max_steps": 30, "step_timeout": 600}
     raw["model"] |= {"concurrency": 8}
     return convert_params(raw)
 
@@ -214,14 +216,13 @@ def played(address: str | None, jobs: Sequence[tuple[Task, int]], model: Noted) 
 
 @needs_ray
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_cluster_plays_what_this_machine_plays_and_a_lost_node_costs_its_unfinished_episodes_only(
     size: int, project: tuple[Path, list[tuple[Task, int]]], here: list[Trajectory]
 ) -> None:
     root, jobs = project
     with cluster(size) as (address, nodes):
-        wait_for_nodes(address, size)
         quiet = Noted()
         assert played(address, jobs, quiet) == here
         assert {e[-2:] for e in quiet.episodes} == {"/0"}
