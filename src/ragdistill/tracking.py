@@ -17,6 +17,9 @@ from urllib.parse import urlsplit
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # MLflow's own seven retries keep a wrong address waiting for minutes; four take half a minute.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+# A stage says its one line itself.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -67,6 +70,7 @@ def open_client(store: Store, create: bool = False) -> MlflowClient:
         elif not (store / "mlflow.db").exists():
             raise ConfigError(f"{store} holds no MLflow store; run `dvc repro track` first.")
     logging.getLogger("alembic").setLevel(logging.WARNING)  # a new store prints ~60 migration lines otherwise
+    logging.getLogger("mlflow.store.model_registry").setLevel(logging.WARNING)
     client = MlflowClient(tracking_uri=store_uri(store), registry_uri=store_uri(store))
     if isinstance(store, str):
         _ask(client, store)
