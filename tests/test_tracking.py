@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -27,7 +26,7 @@ from ragdistill.llm import Sampling
 from ragdistill.params import convert_params, load_params
 from ragdistill.records import Message, StopReason, Trajectory, write_json, write_jsonl
 from ragdistill.stages import track
-from tests.ray_cluster import HOST, free_port
+from tests.ray_cluster import HOST, free_port, kill
 from tests.scripted_policy import play as policy
 from tests.test_params import changed
 
@@ -110,9 +109,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1",
         "--backend-store-uri", f"sqlite:///{where}/mlflow.db", "--artifacts-destination", str(where / "artifacts"),
     ]  # fmt: skip
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    env |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (where / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=where, env=env, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, cwd=where, env=env, stdout=log, stderr=log)
     try:
         for _ in range(600):
             assert process.poll() is None, (where / "log").read_text()
@@ -123,8 +123,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 time.sleep(0.5)
         yield f"http://{HOST}:{port}"
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill(process)
 
 
 def rival(messages: Sequence[Message], sampling: Sampling, name: str) -> str:
