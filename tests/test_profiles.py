@@ -19,7 +19,7 @@ from ragdistill.llm import weights
 from ragdistill.llm.chat_format import ChatFormat
 from ragdistill.params import RecipeParams, load_params
 from ragdistill.records import Message, SftExample, read_json
-from ragdistill.training import fast, memory, sft, trainer
+from ragdistill.training import fast, hardware, memory, sft, trainer
 from ragdistill.training.encode import IGNORE, OURS, encode
 from tests.llm_toys import toy_tokenizer
 
@@ -165,7 +165,7 @@ def test_each_paper_profile_trains_its_architecture_at_reduced_width(project: Pa
     assert result.lora.r == read_json(tmp_path / "adapter/adapter_config.json")["r"]
     weights.check_adapter(base, tmp_path / "adapter")
     with pytest.raises(ConfigError, match=r"quantize is nf4, which needs a CUDA device"):
-        trainer.load_base(base, torch.float32, "cpu", params.sft.recipe.quantize)
+        trainer.load_base(base, hardware.plan(hardware.AUTO, base, params.sft.lora), params.sft.recipe.quantize)
 
 
 def recipe(**changed: object) -> RecipeParams:

@@ -22,7 +22,7 @@ from ragdistill.llm import weights
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
 from ragdistill.params import LoraParams
 from ragdistill.records import Message, SftExample
-from ragdistill.training import encode, fast, sft, trainer
+from ragdistill.training import encode, fast, hardware, sft, trainer
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}"
@@ -69,12 +69,15 @@ def example(name: str, turns: int = 2, pad: str = "") -> SftExample:
 CHATS = [example(name) for name in ("mug", "book", "lamp", "pan")]
 
 
-def trainer_for(base: Path, chats: list[SftExample], lora: LoraParams, out: Path, micro: int = 2048) -> Any:
+def trainer_for(
+    base: Path, chats: list[SftExample], lora: LoraParams, out: Path, micro: int = 2048, plan: Any = None
+) -> Any:
     tokenizer = load_tokenizer(base)
     corpus = encode.encode(chats, ChatFormat(tokenizer), lora.max_tokens)
-    model = trainer.load_base(base, torch.float32, "cpu")
-    args = trainer.training_arguments(lora, 0, out, len(corpus.rows), None, "cpu")
-    return trainer.build_trainer(model, tokenizer, corpus, lora, args, micro)
+    how = plan or msgspec.structs.replace(hardware.plan(hardware.AUTO, base, lora), precision=torch.float32)
+    model = trainer.load_base(base, how)
+    args = trainer.training_arguments(lora, 0, out, len(corpus.rows), None, how)
+    return trainer.build_trainer(model, tokenizer, corpus, lora, args, micro, how.packing)
 
 
 def gradients(trainer: Any, batch: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor]]:

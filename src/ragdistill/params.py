@@ -175,6 +175,14 @@ class SftParams(Section, frozen=True):
     lora: LoraParams
 
 
+class TrainingParams(Section, frozen=True):
+    launch: Literal["auto", "one", "fsdp", "deepspeed"]
+    processes: Positive | None
+    checkpointing: bool | Literal["auto"]
+    attention: Literal["auto", "sdpa", "flash_attention_2"]
+    packing: bool | Literal["auto"]
+
+
 class EvaluateParams(Section, frozen=True):
     policies: tuple[Literal["raw", "base", "rag", "rag_random", "rag_constant"], ...]
     temperature: NonNegativeFloat
@@ -225,6 +233,7 @@ class Params(Section, frozen=True):
     teach: TeachParams
     strip: StripParams
     sft: SftParams
+    training: TrainingParams
     evaluate: EvaluateParams
     report: ReportParams
     track: TrackParams

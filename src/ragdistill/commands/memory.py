@@ -13,25 +13,30 @@ def show_memory(profile: str | None) -> int:
     params = profiles.overlaid(profile) if profile else load_params()
     quiet_libraries()
     cpu_env.apply()
+    from ragdistill.training.hardware import HEADROOM, MICRO_TOKENS
     from ragdistill.training.memory import estimate
-    from ragdistill.training.trainer import MICRO_TOKENS
 
-    lora, recipe = params.sft.lora, params.sft.recipe
+    lora, recipe, setting = params.sft.lora, params.sft.recipe, params.training.checkpointing
     longest = lora.max_tokens
-    tokens = max(MICRO_TOKENS["cuda"], longest)
-    m = estimate(params.model.base, lora, recipe.quantize, tokens)
-    fixed = m.total - m.activations
+    m = estimate(params.model.base, lora, recipe.quantize, max(MICRO_TOKENS["cuda"], longest), setting is True)
+    fixed, other = m.total - m.activations, m.activations_per_token if m.checkpointing else m.recomputed_per_token
     kind = "4 bits (nf4)" if recipe.quantize == "nf4" else "bfloat16"
+    kept = "layers recomputed (training.checkpointing)" if m.checkpointing else "all layers kept"
     rows = [
         ("base, frozen", m.base, f"{m.parameters / 1e9:.2f} B parameters in {kind}"),
         ("adapter", m.adapter, f"{m.trained / 1e6:.0f} M parameters, rank {lora.r}: weights, gradients, Adam"),
-        ("activations", m.activations, f"{tokens:,} tokens a micro-batch, {m.activations_per_token / 1e6:.2f} MB each"),
+        ("activations", m.activations, f"{m.tokens:,} tokens a micro-batch, {m.per_token / 1e6:.2f} MB each, {kept}"),
         ("logits", m.logits, "at trained positions only, by blocks"),
         ("sum", m.total, "and about a tenth more for driver and fragmentation"),
-        ("one example", fixed + m.activations_per_token * longest, f"the sum at sft.lora.max_tokens = {longest:,}"),
-        ("recomputed", fixed + m.recomputed_per_token * longest, "the same if layers were checkpointed"),
-    ]
+        ("one example", fixed + m.per_token * longest, f"the sum at sft.lora.max_tokens = {longest:,}"),
+        (
+            "kept" if m.checkpointing else "recomputed", fixed + other * longest,
+            f"the same with training.checkpointing={str(not m.checkpointing).lower()}",
+        ),
+    ]  # fmt: skip
     print(f"{params.model.base}, students of {profile or 'params.yaml'} on one GPU:")
     for name, size, what in rows:
         print(f"  {name:<17}{size / 1e9:>7.1f} GB  {what}")
+    if setting == "auto":
+        print(f"  training.checkpointing=auto recomputes layers on GPUs below {m.total / HEADROOM / 1e9:.0f} GB")
     return 0

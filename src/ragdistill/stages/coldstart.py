@@ -22,7 +22,7 @@ def body(params: Params) -> str:
     adapter = cache_dir("coldstart")
     result = train_once(
         read_jsonl(DEMOS, SftExample), RAW, adapter, params.coldstart.lora, params.seed, cache_dir(),
-        params.sft.checkpoint_steps,
+        params.sft.checkpoint_steps, training=params.training,
     )  # fmt: skip
     save_merged(RAW, adapter, BASE, "coldstart")
     for name in ("training.json", "loss.csv"):

@@ -15,7 +15,8 @@ def body(params: Params, variant: str, seed: int) -> str:
 
     result = train_once(
         read_jsonl(SFT / f"{variant}.jsonl", SftExample), BASE, STUDENTS / f"{variant}-{seed}", params.sft.lora, seed,
-        cache_dir(), params.sft.checkpoint_steps, params.sft.recipe,
+        cache_dir(), params.sft.checkpoint_steps, recipe=params.sft.recipe,
+        training=params.training,
     )  # fmt: skip
     return training_line(result)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -109,6 +109,18 @@ def _cut(row: Encoded, max_tokens: int) -> Encoded:
     return Encoded(row.ids[:max_tokens], row.labels[:max_tokens])
 
 
+Batch = dict[str, Any]
+"""One optimiser batch, or one process's share of it. `micro`: list of what goes through the model at once, tensors by
+name (ids and labels, and positions where rows are packed); `tokens`: read tokens of the whole batch, without padding;
+`trained`: learnt tokens of the whole batch."""
+
+
+def totals(rows: Sequence[Mapping[str, list[int]]]) -> dict[str, int]:
+    """`tokens` and `trained` of a batch; an example's first token is read only."""
+    learnt = (label != IGNORE for row in rows for label in row["labels"][1:])
+    return {"tokens": sum(len(row["input_ids"]) for row in rows), "trained": sum(learnt)}
+
+
 class Collator:
     """Collate one optimiser batch into micro-batches of similar lengths, right-padded, at most `budget` tokens each.
 
@@ -120,28 +132,28 @@ class Collator:
         self._budget = budget
         self._pad_id = pad_id
 
-    def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, list[dict[str, torch.Tensor]]]:
+    def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> Batch:
         ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
         micro: list[list[Mapping[str, list[int]]]] = []
         for row in ordered:  # ascending, so the newest row is the longest of its micro-batch
-            width = _padded(len(row["input_ids"]))
+            width = padded(len(row["input_ids"]))
             if micro and (len(micro[-1]) + 1) * width <= self._budget:
                 micro[-1].append(row)
             else:
                 micro.append([row])
-        return {"micro": [self._pad(group) for group in micro]}
+        return {"micro": [self._pad(group) for group in micro]} | totals(rows)
 
     def _pad(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
-        width = _padded(max(len(row["input_ids"]) for row in rows))
+        width = padded(max(len(row["input_ids"]) for row in rows))
         ids = torch.full((len(rows), width), self._pad_id)
         labels = torch.full((len(rows), width), IGNORE)
         for i, row in enumerate(rows):
             n = len(row["input_ids"])
             ids[i, :n] = torch.tensor(row["input_ids"])
             labels[i, :n] = torch.tensor(row["labels"])
-        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-        return {"input_ids": ids, "labels": labels, "lengths": lengths}
+        return {"input_ids": ids, "labels": labels}
 
 
-def _padded(n: int) -> int:
+def padded(n: int) -> int:
+    """`n` rounded up to a full bucket."""
     return math.ceil(n / BUCKET) * BUCKET

@@ -47,10 +47,17 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     """Of the largest micro-batch."""
     logits: float
+    checkpointing: bool = False
+    """Whether layers are recomputed, so that `recomputed_per_token` is what `activations` counts."""
+
+    @property
+    def per_token(self) -> float:
+        """Bytes of activations a token, as it is trained."""
+        return self.recomputed_per_token if self.checkpointing else self.activations_per_token
 
     @property
     def activations(self) -> float:
-        return self.activations_per_token * self.tokens
+        return self.per_token * self.tokens
 
     @property
     def total(self) -> float:
@@ -81,7 +88,7 @@ def narrowed(config: PretrainedConfig, layers: int, shrink: int = SHRINK, vocabu
     return small
 
 
-def estimate(spec: str, lora: LoraParams, quantize: str, tokens: int) -> Memory:
+def estimate(spec: str, lora: LoraParams, quantize: str, tokens: int, checkpointing: bool = False) -> Memory:
     """Memory of training `spec` with micro-batches of up to `tokens` tokens. `ConfigError` if it is not known."""
     from transformers import AutoModelForCausalLM
 
@@ -100,7 +107,7 @@ def estimate(spec: str, lora: LoraParams, quantize: str, tokens: int) -> Memory:
         parameters=parameters, trained=trained, base=_NF4_BYTES * frozen + 2.0 * (parameters - frozen),
         adapter=_ADAPTER_BYTES * trained, activations_per_token=layer * config.num_hidden_layers + rest, tokens=tokens,
         recomputed_per_token=2.0 * config.hidden_size * config.num_hidden_layers + layer + rest,
-        logits=3 * 4.0 * LOGIT_ROWS * config.vocab_size,
+        logits=3 * 4.0 * LOGIT_ROWS * config.vocab_size, checkpointing=checkpointing,
     )  # fmt: skip
 
 

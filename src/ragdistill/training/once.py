@@ -13,17 +13,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+import torch
 
 from ragdistill.llm.weights import BASE_IDENTITY, model_fingerprint
-from ragdistill.params import LoraParams, RecipeParams
+from ragdistill.params import LoraParams, RecipeParams, TrainingParams
 from ragdistill.records import SftExample, digest
 from ragdistill.training.encode import OURS
+from ragdistill.training.hardware import AUTO, processes
+from ragdistill.training.launch import train_together
 from ragdistill.training.sft import SftResult, recipe_key, train_lora
+from ragdistill.training.worker import Job
 
 TRAINER_VERSION = "sft-1"
 
 
-def train_once(
+def train_once(  # noqa: PLR0913 - what is trained, on what, where to, and how
     examples: Sequence[SftExample],
     base_dir: Path,
     out_dir: Path,
@@ -31,25 +35,36 @@ def train_once(
     seed: int,
     cache: Path,
     every: int,
+    *,
     recipe: RecipeParams = OURS,
+    training: TrainingParams = AUTO,
 ) -> SftResult:
     """`train_lora` with checkpoints and finished adapters under `cache`; the adapter ends up in `out_dir`.
 
-    `every`: optimiser steps between checkpoints.
+    `every`: optimiser steps between checkpoints. `training` says in how many processes, and is not part of the key.
     """
     chats = [[(m.role, m.content) for m in e.messages] for e in examples]
     key = digest("adapter", TRAINER_VERSION, model_fingerprint(base_dir), chats, lora, seed, *recipe_key(recipe))
     kept = cache / "adapters" / key
     if not (kept / BASE_IDENTITY).is_file():  # written last
-        progress = _say(out_dir.name)
-        train_lora(examples, base_dir, kept, lora, seed, cache / "checkpoints", every, progress, recipe=recipe)
+        label, checkpoints, count = out_dir.name, cache / "checkpoints", processes(training, recipe.quantize)
+        if count == 1:
+            train_lora(
+                examples, base_dir, kept, lora, seed, checkpoints, every, say(label), recipe=recipe, training=training
+            )
+        else:
+            job = Job(
+                examples=list(examples), base=str(base_dir), out=str(kept), lora=lora, seed=seed, label=label,
+                checkpoints=str(checkpoints), every=every, recipe=recipe, training=training,
+            )  # fmt: skip
+            train_together(job, count, torch.cuda.is_available())
     shutil.rmtree(out_dir, ignore_errors=True)
     shutil.copytree(kept, out_dir)
     return msgspec.json.decode((out_dir / "training.json").read_bytes(), type=SftResult)
 
 
-def _say(label: str) -> Callable[[int, int, float, float], None]:
-    """One line every 30 seconds."""
+def say(label: str) -> Callable[[int, int, float, float], None]:
+    """Progress of a training: one line every 30 seconds."""
     last = 0.0
 
     def report(step: int, total: int, loss: float, tokens_per_second: float) -> None:

@@ -20,22 +20,35 @@ import torch
 from ragdistill.files import write_atomic
 from ragdistill.llm import weights
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
-from ragdistill.params import LoraParams, RecipeParams
+from ragdistill.params import LoraParams, RecipeParams, TrainingParams
 from ragdistill.records import SftExample, digest, read_json, write_json
 from ragdistill.training.encode import OURS, Corpus, encode
+from ragdistill.training.hardware import AUTO, Plan, plan
 from ragdistill.training.trainer import (
-    MICRO_TOKENS,
     Progress,
     ProgressCallback,
+    TokenLossTrainer,
     build_trainer,
     latest_checkpoint,
     load_base,
-    precision_for,
+    sharding,
     training_arguments,
+    whole_adapter,
 )
 
 FINAL_STEPS = 10
 """`final_loss` is the mean over this many last optimiser steps; a single step is noise."""
+
+
+class Scale(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a training ran, where that was not in one process on a CPU, padded, with all activations kept."""
+
+    processes: int = 1
+    sharding: str = "none"
+    attention: str = ""
+    """On CUDA."""
+    packing: bool = False
+    checkpointing: bool = False
 
 
 class SftResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -64,6 +77,8 @@ class SftResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Fingerprint of the base model."""
     recipe: RecipeParams | None = None
     """Set where it is not `encode.OURS`."""
+    scale: Scale | None = None
+    """Set where it is not the plain one."""
 
 
 def train_lora(  # noqa: PLR0913 - what is trained, on what, where to, and how
@@ -77,6 +92,7 @@ def train_lora(  # noqa: PLR0913 - what is trained, on what, where to, and how
     progress: Progress | None = None,
     *,
     recipe: RecipeParams = OURS,
+    training: TrainingParams = AUTO,
 ) -> SftResult:
     """Train an adapter for the model in `base_dir` and write it to `out_dir`, atomically (an old one is replaced).
 
@@ -86,28 +102,43 @@ def train_lora(  # noqa: PLR0913 - what is trained, on what, where to, and how
     """
     tokenizer = load_tokenizer(base_dir)
     corpus = encode(examples, ChatFormat(tokenizer), lora.max_tokens, recipe)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    precision = precision_for(device)
+    how = plan(training, base_dir, lora, recipe.quantize)
     key = digest(
-        "sft", weights.model_fingerprint(base_dir), corpus.hash(), lora, seed, str(precision), *recipe_key(recipe)
+        "sft", weights.model_fingerprint(base_dir), corpus.hash(), lora, seed, str(how.precision), *recipe_key(recipe)
     )
     with tempfile.TemporaryDirectory(prefix="sft-") as scratch:
         place = checkpoint_dir / key if checkpoint_dir else Path(scratch)
         save_steps = checkpoint_steps if checkpoint_dir else None
-        args = training_arguments(lora, seed, place, len(corpus.rows), save_steps, device)
-        model = load_base(base_dir, precision, device, recipe.quantize)
-        trainer = build_trainer(model, tokenizer, corpus, lora, args, MICRO_TOKENS[device])
+        args = training_arguments(lora, seed, place, len(corpus.rows), save_steps, how)
+        if checkpoint_dir and sharding() != "none":  # its optimiser is kept in parts
+            place = checkpoint_dir / digest(key, sharding(), args.world_size)
+            args.output_dir = str(place)
+        model = load_base(base_dir, how, recipe.quantize)
+        trainer = build_trainer(model, tokenizer, corpus, lora, args, how.micro_tokens, how.packing)
         trainer.smoothing = recipe.label_smoothing
-        if progress is not None:
+        if progress is not None and args.process_index == 0:
             trainer.add_callback(ProgressCallback(progress))
-        resume = latest_checkpoint(place)
+        with args.main_process_first(local=False):  # the first deletes what is half-written
+            resume = latest_checkpoint(place)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         steps = [row for row in trainer.state.log_history if "step_seconds" in row]
-        result = _result(corpus, steps, lora, seed, str(precision), weights.model_fingerprint(base_dir))
-        result = msgspec.structs.replace(result, recipe=None if recipe == OURS else recipe)
-        _write_adapter(trainer.model, base_dir, out_dir, result, steps)
-        shutil.rmtree(place, ignore_errors=True)
+        result = _result(corpus, steps, lora, seed, str(how.precision), weights.model_fingerprint(base_dir))
+        result = msgspec.structs.replace(
+            result, recipe=None if recipe == OURS else recipe, scale=_scale(how, args.world_size)
+        )
+        state = whole_adapter(trainer)  # takes all processes
+        if args.process_index == 0:
+            _write_adapter(trainer, state, base_dir, out_dir, result, steps)
+            shutil.rmtree(place, ignore_errors=True)
     return result
+
+
+def _scale(how: Plan, processes: int) -> Scale | None:
+    scale = Scale(
+        processes=processes, sharding=sharding(), packing=how.packing, checkpointing=how.checkpointing,
+        attention=how.attention if how.device == "cuda" else "",
+    )  # fmt: skip
+    return None if scale == Scale() else scale
 
 
 def recipe_key(recipe: RecipeParams) -> tuple[RecipeParams, ...]:
@@ -128,11 +159,19 @@ def _result(
     )  # fmt: skip
 
 
-def _write_adapter(model: Any, base_dir: Path, out_dir: Path, result: SftResult, steps: list[dict[str, float]]) -> None:
+def _write_adapter(
+    trainer: TokenLossTrainer,
+    state: dict[str, torch.Tensor] | None,
+    base_dir: Path,
+    out_dir: Path,
+    result: SftResult,
+    steps: list[dict[str, float]],
+) -> None:
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=f".{out_dir.name}.") as tmp:
         new = Path(tmp) / "adapter"
-        model.save_pretrained(str(new), save_embedding_layers=False)
+        model.save_pretrained(str(new), state_dict=state, save_embedding_layers=False)
         (new / "README.md").unlink(missing_ok=True)  # peft's model card holds the base's path
         config = read_json(new / "adapter_config.json")
         config["base_model_name_or_path"] = _base_name(base_dir, result.base)

@@ -1,0 +1,79 @@
+"""One of the processes that train together, or the one that is told to: `python -m ragdistill.training.worker JOB`.
+
+`accelerate launch` starts it; what to train stands in the job's file. It ends when the process that asked for it does,
+however that ends: it hangs on a pipe. Knows no stage.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import msgspec
+
+from ragdistill.errors import RagdistillError
+from ragdistill.llm import cpu_env
+from ragdistill.params import LoraParams, RecipeParams, TrainingParams
+from ragdistill.records import SftExample, write_json
+
+FAILURE = "failure.json"
+"""Beside the job: class and sentence of the designed error that ended it."""
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What `train_lora` takes, as a file."""
+
+    examples: list[SftExample]
+    base: str
+    out: str
+    lora: LoraParams
+    seed: int
+    checkpoints: str
+    every: int
+    """Optimiser steps between checkpoints."""
+    recipe: RecipeParams
+    training: TrainingParams
+    label: str
+    """Begins each line of progress."""
+
+
+def work(path: Path) -> int:
+    """Train what the job at `path` says; 1 after a designed error, which is then beside it."""
+    job = msgspec.json.decode(path.read_bytes(), type=Job)
+    cpu_env.apply()
+    import torch
+
+    from ragdistill.training.once import say
+    from ragdistill.training.sft import train_lora
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    try:
+        train_lora(
+            job.examples, Path(job.base), Path(job.out), job.lora, job.seed, Path(job.checkpoints), job.every,
+            say(job.label), recipe=job.recipe, training=job.training,
+        )  # fmt: skip
+    except RagdistillError as e:
+        if os.environ.get("RANK", "0") == "0":
+            write_json(path.with_name(FAILURE), {"kind": type(e).__name__, "text": str(e)})
+        return 1
+    return 0
+
+
+def end_with_the_pipe() -> None:
+    """Kill this process when its standard input closes: who trains on alone writes where the next run does."""
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+if __name__ == "__main__":
+    end_with_the_pipe()
+    raise SystemExit(work(Path(sys.argv[1])))
