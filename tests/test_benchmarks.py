@@ -174,3 +174,42 @@ def test_every_engine_plays_the_same_games_and_the_float32_ones_alike(tmp_path: 
     shares = [sum(int(cell.split()[0]) for cell in row[8:11]) for row in rows]
     assert all(99 <= share <= 101 for share in shares), shares
     assert "in none of 0 turns with an action (2 episodes" in last, "random weights say no action"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_toy_of_training_at_scale_prints_the_table_of_the_real_one(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks/sft_scale.py"), "--toy", "--steps", "2"], cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    head, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert head == ["rows", "tokens/s", "MFU %", "peak memory GB", "s a step", "padding %"]
+    assert [row[0] for row in rows] == ["padded, sdpa", "packed, sdpa"]
+    assert all(float(cell.replace(",", "")) > 0 for row in rows for cell in row[1:5])
+    assert all(float(row[2]) < 100 for row in rows)
+    assert int(rows[0][5]) >= int(rows[1][5]), "packing pads less"
+
+
+def test_flops_of_a_token_are_counted_as_the_docstring_says() -> None:
+    """By hand for a model small enough: one layer of width 4, 8 hidden, vocabulary 10, adapter of rank 1."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from ragdistill.training.encode import IGNORE, Corpus, Encoded
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        scale = importlib.import_module("sft_scale")
+    config = LlamaConfig(
+        vocab_size=10, hidden_size=4, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=1, target_modules="all-linear"))
+    corpus = Corpus([Encoded([1] * 2, [IGNORE, 1]), Encoded([1] * 6, [IGNORE] * 5 + [1])], 0)
+    weights = 2 * 4 * 4 + 2 * 4 * 2 + 3 * 4 * 8  # q and o, k and v, gate, up and down
+    adapter = 2 * (4 + 4) + 2 * (4 + 2) + 3 * (4 + 8)
+    attention = 12 * 1 * 2 * 2 * (2 * 2 + 6 * 6) / 8
+    assert scale.flops_per_token(model, corpus) == 4 * weights + 6 * adapter + 4 * 2 / 8 * 4 * 10 + attention

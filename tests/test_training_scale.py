@@ -235,7 +235,7 @@ def curve(adapter: Path) -> list[float]:
 
 
 TRAIN = textwrap.dedent("""
-    import sys
+    import os, sys
     from pathlib import Path
     import msgspec, torch
     from ragdistill.training import hardware, launch, once
@@ -243,8 +243,13 @@ TRAIN = textwrap.dedent("""
     hardware.precision_for = lambda _: torch.float32
     launch.WORKER = "tests.scale_worker"
     base, out, cache, count, dropout = sys.argv[1:]
+    if "RAGDISTILL_TEST_FSDP" in os.environ:
+        torch.cuda.device_count = lambda: 2
+        together = once.train_together
+        once.train_together = lambda job, count, gpus: together(job, count, False)
     lora = msgspec.structs.replace(SCALED, dropout=float(dropout))
-    once.train_once(MANY, Path(base), Path(out), lora, 3, Path(cache), 3, training=training(processes=int(count)))
+    once.train_once(MANY, Path(base), Path(out), lora, 3, Path(cache), 3,
+                    training=training(processes=int(count), launch=os.environ.get("RAGDISTILL_TEST_FSDP", "auto")))
 """)
 
 
@@ -278,13 +283,30 @@ def test_two_processes_have_the_loss_curve_of_one_and_write_one_adapter(base: Pa
         p.name for p in (tmp_path / "one-cache/adapters").iterdir()
     ], "the same address"
     assert not list((tmp_path / "two-cache/checkpoints").iterdir())
-    from safetensors.torch import load_file
-
-    a, b = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
-    assert all(torch.allclose(a[n], b[n], atol=2e-3) for n in a)
+    same_weights(tmp_path / "two", tmp_path / "one")
     result = msgspec.json.decode((tmp_path / "two/training.json").read_bytes())
     assert result["scale"] == {"processes": 2}
     weights.check_adapter(base, tmp_path / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_base_sharded_by_fsdp_has_the_same_loss_curve_and_the_same_adapter(base: Path, tmp_path: Path) -> None:
+    """FSDP2 as configs/accelerate/fsdp.yaml has it, on gloo, which accelerate is told to be a GPU's."""
+    finish(start(base, tmp_path / "one", 1), tmp_path / "one")
+    finish(start(base, tmp_path / "sharded", 2, RAGDISTILL_TEST_FSDP="fsdp"), tmp_path / "sharded")
+    assert curve(tmp_path / "sharded") == pytest.approx(curve(tmp_path / "one"), abs=2e-4)
+    result = msgspec.json.decode((tmp_path / "sharded/training.json").read_bytes())
+    assert result["scale"] == {"processes": 2, "sharding": "fsdp"}
+    same_weights(tmp_path / "sharded", tmp_path / "one")
+
+
+def same_weights(found: Path, expected: Path) -> None:
+    from safetensors.torch import load_file
+
+    a, b = (load_file(path / "adapter_model.safetensors") for path in (found, expected))
+    assert a.keys() == b.keys() and all(a[n].dtype == b[n].dtype for n in b)
+    assert all(torch.allclose(a[n], b[n], atol=2e-3) for n in b)
 
 
 def workers(job_folder: str) -> list[int]:

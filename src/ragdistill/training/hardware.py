@@ -117,7 +117,7 @@ def processes(training: TrainingParams, quantize: str = "none") -> int:
         raise ConfigError(f"training.launch is {training.launch}, which needs GPUs; set it to auto.")
     if count > 1 and training.launch != "auto" and quantize != "none":
         raise ConfigError(
-            f"training.launch is {training.launch}, which shards no base in 4 bits (sft.recipe.quantize is {quantize}); "
+            f"training.launch is {training.launch}, which shards no base in 4 bits (quantize is {quantize}); "
             "set launch: auto, by which each GPU holds it whole, or quantize: none."
         )
     return count
