@@ -31,6 +31,8 @@ def fsdp_on_gloo() -> None:
     from accelerate import state
 
     def gloo(*_: object) -> tuple[str, state.DistributedType]:
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
         return "gloo", state.DistributedType.MULTI_GPU
 
     def cpu(self: state.PartialState) -> None:
