@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ragdistill.hints.lift import LiftRow
 from ragdistill.records import EvalEpisode, Hint, Step, StopReason, Trajectory, Usage
-from ragdistill.report import words
+from ragdistill.report import figures, words
 from ragdistill.report.browser import GameSet, browser_data, script_json, training_sources
+from ragdistill.report.figures import endings
 from ragdistill.report.hintuse import hint_use
 from ragdistill.report.page import Page, render
 from ragdistill.report.payback import paybacks
@@ -68,6 +71,15 @@ def test_lift_has_an_interval_and_ignores_faults_and_hinted_attempts() -> None:
     assert use.lift.diff.lo < 0.25 < use.lift.diff.hi
     (lost,) = hint_use(bank("a"), [played(0, False, ("a",), stop=StopReason.INFRA_ERROR)], plain, [], FAST)
     assert (lost.teacher.episodes, lost.teacher.success, lost.lift) == (0, None, None)
+
+
+def test_every_stop_reason_has_a_part_of_its_bar_and_a_colour_of_its_own() -> None:
+    games = [played(i, False, stop=reason) for i, reason in enumerate(StopReason)]
+    (ending,) = endings({"base": games})
+    assert {(name, n) for name, n, _ in ending.parts} == {(reason.value, 1) for reason in StopReason}
+    css = (Path(figures.__file__).parent / "page.css").read_text()
+    colours = [re.findall(rf"\.end-{reason.value} {{ background: (#\w+); }}", css) for reason in StopReason]
+    assert all(len(found) == 1 for found in colours) and len({found[0] for found in colours}) == len(StopReason)
 
 
 def evaluated(policy: str, tokens: int) -> list[EvalEpisode]:

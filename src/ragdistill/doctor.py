@@ -17,11 +17,11 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
 
-from ragdistill.errors import ConfigError
+from ragdistill.errors import ConfigError, DataError
 from ragdistill.journal import cache_dir
 from ragdistill.llm.weights import IDENTITY, SMOLLM2, SMOLLM2_REQUIREMENT, SMOLLM2_WHEEL, WHEEL_ENV
 from ragdistill.params import load_params
-from ragdistill.records import Record
+from ragdistill.records import Record, read_json
 
 Status = Literal["ok", "missing", "optional"]
 
@@ -161,8 +161,11 @@ def check_dvc(root: Path) -> Check:
     if absent:
         return Check(name="dvc", status="missing", detail=f"no {absent[0]} here", fix="run from the project's root")
     lock = root / ".dvc" / "tmp" / "rwlock"
-    if lock.exists() and not lock.read_text().endswith("}"):
-        return Check(name="dvc", status="missing", detail=f"{lock} is cut off", fix="python scripts/unlock.py")
+    if lock.exists():
+        try:
+            read_json(lock)
+        except DataError:
+            return Check(name="dvc", status="missing", detail=f"{lock} is cut off", fix="python scripts/unlock.py")
     return Check(name="dvc", status="ok", detail="repository and pipeline found")
 
 

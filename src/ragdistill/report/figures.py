@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ragdistill.records import Trajectory
+from ragdistill.records import StopReason, Trajectory
 from ragdistill.report import words
 from ragdistill.report.charts import IntervalChart, LineChart, Point, interval_chart, line_chart, stacked
 from ragdistill.report.csvs import LossPoint
@@ -23,7 +23,6 @@ _COSTS = (
     ("tokens_computed", "tokens an episode, computed"),
     ("seconds", "seconds an episode (latency)"),
 )
-_ENDINGS = ("success", "failure", "max_steps", "loop", "no_action", "context_full", "infra_error")
 
 
 @dataclass(frozen=True)
@@ -121,16 +120,16 @@ def endings(trajectories: Mapping[str, Sequence[Trajectory]]) -> list[Ending]:
     """Why each policy's episodes ended, in a fixed order of reasons."""
     out = []
     for name in order(trajectories):
-        counts = {stop: sum(t.stop == stop for t in trajectories[name]) for stop in _ENDINGS}
+        counts = {stop: sum(t.stop == stop for t in trajectories[name]) for stop in StopReason}
         if any(counts.values()):
-            out.append(Ending(name, stacked({stop: n for stop, n in counts.items() if n})))
+            out.append(Ending(name, stacked({stop.value: n for stop, n in counts.items() if n})))
     return out
 
 
 def stops(endings: Sequence[Ending]) -> list[str]:
     """The stop reasons that `endings` show, for their legend."""
     shown = {stop for ending in endings for stop, _, _ in ending.parts}
-    return [stop for stop in _ENDINGS if stop in shown]
+    return [stop.value for stop in StopReason if stop in shown]
 
 
 def loss_charts(losses: Mapping[str, Sequence[LossPoint]]) -> list[tuple[str, LineChart]]:
