@@ -207,12 +207,31 @@ def test_demonstrations_are_reproducible_short_and_of_their_own_products(tmp_pat
     assert {split_of(" ".join(catalogue.product(a).title.lower().split())) for a in bought} == {"coldstart"}
 
 
-def test_turns_parse_back_as_an_agent_reads_them() -> None:
-    agent = make_agent("react")
+@pytest.mark.parametrize("style", ["react", "stateact"])
+def test_turns_parse_back_as_an_agent_reads_them(style: str) -> None:
+    agent = make_agent(style)
     for demo in demos():
         for turn in demo.turns:
-            parsed = agent.parse(agent.reply(turn.thought, turn.action))
+            parsed = agent.parse(agent.reply(turn.thought, turn.action, turn.state))
             assert (parsed.thought, parsed.action) == (turn.thought, turn.action)
+            assert list(parsed.state) == (["goal", "current selection"] if style == "stateact" else [])
+
+
+def test_the_stated_selection_is_what_was_clicked_so_far_and_the_goal_the_instruction() -> None:
+    group_of = {value: group for group, values in GROUPS.items() for value in values}
+    stated: set[str] = set()
+    for demo in demos():
+        clicked: list[str] = []
+        for turn in demo.turns:
+            assert turn.state == {
+                "goal": pieces(demo.first_observation)[2],
+                "current selection": "; ".join(clicked) or "nothing",
+            }
+            label = turn.action.removeprefix("click[").removesuffix("]")
+            if turn.action.startswith("click["):
+                clicked.append(f"{group_of[label]}: {label}" if label in group_of else label)
+        stated.update(";".join(clicked[:-1]).split(";")[1:])
+    assert len(stated) > 10, "options are stated too, where there are some"
 
 
 def test_hint_wordings_are_as_short_as_mined_ones() -> None:

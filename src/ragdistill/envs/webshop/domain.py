@@ -15,7 +15,7 @@ from ragdistill.envs.webshop.examples import SHOPPING, played, variant
 from ragdistill.envs.webshop.goals import goals_of, official_order, official_range
 from ragdistill.envs.webshop.houserules import HouseShelves, draw_groups, draw_hints
 from ragdistill.envs.webshop.products import Product
-from ragdistill.envs.webshop.shop import Visit
+from ragdistill.envs.webshop.shop import Visit, selection
 from ragdistill.envs.webshop.sources import catalogue_folder, catalogue_key
 from ragdistill.envs.webshop.splits import draw, family_of, split_of
 from ragdistill.errors import ConfigError, DataError
@@ -131,8 +131,9 @@ def play(
     first, shopper, turns = visit.page.text, Shopper(mood, rng), list[Turn]()
     while visit.earned is None and len(turns) < MAX_TURNS:
         thought, action = shopper.act(visit.page.text)
+        state = {"goal": goal.instruction, "current selection": selection(visit)}
         visit.act(action)
-        turns.append(Turn(thought=thought, action=action, observation=visit.page.text))
+        turns.append(Turn(thought=thought, action=action, observation=visit.page.text, state=state))
     fits = won = False
     if visit.earned is not None:
         e, bought = visit.earned, shelves.product(visit.asin)
