@@ -10,17 +10,17 @@ import pytest
 from ragdistill.agents import make_agent
 from ragdistill.commands.smoke import copy_project, override
 from ragdistill.records import Hint, SftExample, Trajectory, read_jsonl
-from tests.test_dag import OVERRIDES, ROOT, run
+from tests.test_dag import OVERRIDES, run
 from tests.test_training import make_base
 
-OWN = """
-env.name=webshop
-env.max_steps=null
-model.script=tests.webshop_policy:play
-tasks.train=40
-tasks.test=20
-hints.k=1
-""".split()
+OWN = [
+    "env.name=webshop",
+    "env.max_steps=null",
+    "model.script=tests.webshop_policy:play",
+    "tasks.train=40",
+    "tasks.test=20",
+    "hints.k=1",
+]
 
 
 @pytest.mark.slow

@@ -199,13 +199,13 @@ class Episode:
             found = s.retrieve(observation.bucket, observation.goal, self.seed)
             self.hints = await found if isawaitable(found) else found
         while True:
-            chat = fit(self._chat(), s.limits.context_tokens - s.limits.max_reply_tokens, model.count_tokens)
+            chat = fit(self._chat(), s.limits.context_tokens - s.limits.reply_tokens, model.count_tokens)
             if chat is None:
                 self.stop = StopReason.CONTEXT_FULL
                 return
             sampling = Sampling(
                 temperature=s.temperature,
-                max_tokens=s.limits.max_reply_tokens,
+                max_tokens=s.limits.reply_tokens,
                 seed=seed_of(self.seed, len(self.steps)),
             )
             reply = await model.chat(chat, sampling, self.conversation)

@@ -16,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from ragdistill.agents import Agent, make_agent
 from ragdistill.agents.examples import Example, FewShot
 from ragdistill.envs import Demo, HasExamples, Turn, make_domain
@@ -26,6 +28,7 @@ from ragdistill.llm import ChatModel, cpu_env
 from ragdistill.params import Params
 from ragdistill.records import Step, StopReason, Task, Trajectory, read_json
 from ragdistill.rollout import Progress, Retrieve, Setting, play_all
+from ragdistill.stages import defaults
 from ragdistill.stages.common import BASE, IDENTITY, TEACHER
 from ragdistill.stages.spending import SERVED, is_served, stage_name, tell
 
@@ -144,8 +147,8 @@ def setting_of(
         policy=policy,
         run=f"{params.seed}/{run}",
         agent=agent_of(params, student),
-        limits=params.agent,
-        max_steps=params.env.max_steps,
+        limits=msgspec.structs.replace(params.agent, max_reply_tokens=defaults.reply_tokens(params)),
+        max_steps=defaults.max_steps(params),
         temperature=temperature,
         environment=read_json(IDENTITY)["environment"],
         model=model.fingerprint(),

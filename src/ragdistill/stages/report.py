@@ -27,6 +27,7 @@ from ragdistill.stages.common import (
     read_timing,
     run_stage,
 )  # fmt: skip
+from ragdistill.stages.defaults import primary
 from ragdistill.stages.spending import collect
 
 
@@ -51,7 +52,7 @@ def body(params: Params) -> str:
     episodes = [e for f in folders for e in read_jsonl(f / "episodes.jsonl", EvalEpisode)]
     metrics = compute_metrics(
         episodes, env=params.env.name, agent=params.agent.name, split=params.tasks.eval_split, label=params.label,
-        primary=params.evaluate.primary, params=params.report,
+        primary=primary(params), params=params.report,
     )  # fmt: skip
     losses, trainings = adapters(params)
     timing, spending = read_timing(), collect()

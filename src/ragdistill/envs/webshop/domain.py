@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from ragdistill.envs import Demo, Env, Turn
+from ragdistill.envs import Defaults, Demo, Env, Turn
+from ragdistill.envs.webshop.buckets import CATEGORIES
 from ragdistill.envs.webshop.catalogue import Catalogue, GoalRow
 from ragdistill.envs.webshop.demonstrator import Mood, Shopper
 from ragdistill.envs.webshop.engine import WebshopEnv, fingerprint
@@ -35,6 +36,8 @@ class WebshopDomain:
 
     name = "webshop"
     evaluation_splits: tuple[str, ...] = ("test", "dev", "official_test", "official_eval")
+    defaults = Defaults(max_steps=15, reply_tokens=112, kinds=CATEGORIES)
+    """Steps as in the paper; a thought restates what the instruction asks for, and a search repeats it."""
 
     def __init__(self, params: WebshopParams) -> None:
         self._params = params
