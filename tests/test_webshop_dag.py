@@ -47,6 +47,8 @@ def test_the_whole_dag_finds_the_withheld_rule_and_passes_it_on(tmp_path: Path, 
     assert all(list(agent.parse(text).state) == fields for text in said)
     metrics = json.loads((copy / "results/metrics.json").read_text())
     policies = metrics["policies"]
+    assert set(metrics["parts"]["distilled"]) == {"n", "type", "attributes", "options", "price"}
+    assert policies["base"]["score"] > policies["base"]["success"]
     assert policies["raw"]["success"] == 0
     assert policies["distilled"]["success"] > policies["base"]["success"]
     assert set(metrics["by_kind"]) == {"beauty", "electronics", "fashion", "garden", "grocery"}

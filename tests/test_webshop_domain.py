@@ -99,6 +99,8 @@ def test_infeasible_goals_are_counted_and_excluded_by_a_parameter(tmp_path: Path
     kept = {t.data.split("/", 1)[1] for t in tasks("train", 10**6, tmp_path, infeasible="keep")}
     left = {t.data.split("/", 1)[1] for t in tasks("train", 10**6, tmp_path)}
     assert kept - left == kept & bad and not left & bad
+    told = {t.data.split("/", 1)[1] for t in tasks("train", 10**6, tmp_path, infeasible="keep") if not t.feasible}
+    assert told == kept & bad, "so that results can be given without them"
     assert msgspec.json.decode((tmp_path / "catalogue.json").read_bytes())["infeasible"] == len(bad)
 
 
@@ -125,6 +127,9 @@ def test_worker_processes_play_tasks_to_full_reward(tmp_path: Path, cache: Path)
                         seen = await env.step(f"click[{value}]")
                         assert f"chosen: {value}" in seen.text and "click[buy now]" in seen.admissible
                     last = await env.step("click[Buy Now]")
+                    asked = ["options"] if goal.options else []
+                    assert last.parts == dict.fromkeys(["type", "attributes", *asked, "price"], 1.0)
+                    assert refused.parts is msgspec.UNSET
                     ends.append((first.bucket, last.done, last.reward))
         finally:
             await pool.close()

@@ -185,7 +185,7 @@ class Episode:
         self.hints: Sequence[Hint] = ()
         self.steps: list[Step] = []
         self.usage = Usage()
-        self.reward = 0.0
+        self.reward, self.parts = 0.0, self.first.parts
         self.stop = StopReason.INFRA_ERROR
         self.error = ""
         self.done = False
@@ -231,7 +231,7 @@ class Episode:
             observation = _writable(await env.step(parsed.action))
         else:
             observation = Observation(text=NO_ACTION_TEXT, valid=False)
-        self.done, self.reward = observation.done, observation.reward
+        self.done, self.reward, self.parts = observation.done, observation.reward, observation.parts
         self.steps.append(
             Step(
                 reply=text, thought=parsed.thought, action=parsed.action, observation=observation.text,
@@ -260,7 +260,7 @@ class Episode:
             kind=self.task.kind, hints=tuple(h.text for h in self.hints), hint_ids=tuple(h.id for h in self.hints),
             first_observation=self.first.text, steps=tuple(self.steps), stop=self.stop, reward=self.reward,
             usage=self.usage, seconds=round(time.monotonic() - self.started, 3), model=s.model,
-            environment=s.environment, error=self.error,
+            environment=s.environment, error=self.error, parts=self.parts,
         )  # fmt: skip
 
 

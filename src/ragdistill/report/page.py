@@ -25,9 +25,10 @@ from ragdistill.report import figures, words
 from ragdistill.report.browser import GameSet, browser_data, pick_games, script_json, training_sources
 from ragdistill.report.csvs import LossPoint
 from ragdistill.report.hintuse import hint_use
-from ragdistill.report.metrics import order, order_pairs
+from ragdistill.report.metrics import has_scores, order, order_pairs
 from ragdistill.report.paper import Comparison
 from ragdistill.report.payback import paybacks
+from ragdistill.report.table import difference
 
 _HINTS, _ROOMS, _EVIDENCE = 4, 12, 24
 """Unfolded: hints a bucket, rooms. Evidence links a hint; the rest is counted."""
@@ -101,6 +102,7 @@ def render(page: Page) -> str:
         infra=sum(p["infra"] for p in m["policies"].values()),
         success=figures.success_chart(m),
         differences=figures.difference_chart(m),
+        **_rewards(m),
         kinds=figures.kind_charts(m),
         rooms=rooms,
         room_names=room_names,
@@ -123,6 +125,18 @@ def render(page: Page) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _rewards(m: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows beside success, where rewards are more than won or lost."""
+    scored = has_scores(m)
+    return {
+        "scored": scored,
+        "scores": figures.success_chart(m, "score") if scored else None,
+        "score_differences": figures.difference_chart(m, "score") if scored else None,
+        "difference_of": difference,
+        "part_names": list(dict.fromkeys(n for row in m.get("parts", {}).values() for n in row if n != "n")),
+    }
 
 
 def game_sets(page: Page) -> list[GameSet]:

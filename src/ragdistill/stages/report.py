@@ -7,7 +7,7 @@ from typing import Any
 
 from ragdistill.hints.lift import LiftRow
 from ragdistill.params import Params
-from ragdistill.records import EvalEpisode, Hint, Trajectory, read_json, read_jsonl, write_json
+from ragdistill.records import EvalEpisode, Hint, Task, Trajectory, read_json, read_jsonl, write_json
 from ragdistill.report.csvs import LossPoint, read_loss, write_csvs
 from ragdistill.report.metrics import compute_metrics
 from ragdistill.report.page import Page, write_page
@@ -23,6 +23,7 @@ from ragdistill.stages.common import (
     ROLLOUTS,
     SFT,
     STUDENTS,
+    TASKS,
     TEACH,
     read_timing,
     run_stage,
@@ -53,6 +54,7 @@ def body(params: Params) -> str:
     metrics = compute_metrics(
         episodes, env=params.env.name, agent=params.agent.name, split=params.tasks.eval_split, label=params.label,
         primary=primary(params), params=params.report,
+        infeasible={t.id for t in read_jsonl(TASKS / "eval.jsonl", Task) if not t.feasible},
     )  # fmt: skip
     losses, trainings = adapters(params)
     timing, spending = read_timing(), collect()

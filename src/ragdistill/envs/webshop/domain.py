@@ -181,7 +181,7 @@ def _task(catalogue: Catalogue, row: GoalRow, split: str, key: str) -> Task:
     return Task(
         id=f"webshop/{key[:8]}/{row.source}/{row.number}", env="webshop", split=split, kind=row.category,
         group=digest("webshop family", row.family)[:12], data=f"{key}/{row.source}/{row.number}",
-        sha256=_content(catalogue, row),
+        sha256=_content(catalogue, row), feasible=row.feasible,
     )  # fmt: skip
 
 

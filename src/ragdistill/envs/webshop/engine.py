@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from ragdistill.envs.webshop.catalogue import FORMAT, Catalogue
-from ragdistill.envs.webshop.reward import Reward
+from ragdistill.envs.webshop.reward import Reward, shares
 from ragdistill.envs.webshop.shop import Visit, admissible
 from ragdistill.errors import DataError
 from ragdistill.records import Observation, Task
@@ -55,6 +55,7 @@ class WebshopEnv:
             done=bought,
             valid=valid,
             admissible=admissible(visit.page) if self._offer else (),
+            parts=shares(visit.earned) if bought and visit.earned else msgspec.UNSET,
         )
 
     @property
