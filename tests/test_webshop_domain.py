@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from ragdistill.agents import make_agent
+from ragdistill.contamination import check_disjoint
 from ragdistill.envs import Demo, make_domain
 from ragdistill.envs.pool import EnvPool
 from ragdistill.envs.webshop import generator
@@ -90,6 +91,14 @@ def test_official_splits_keep_the_originals_order_and_share_no_goal(tmp_path: Pa
     assert not {t.sha256 for t in test} & {t.sha256 for t in train}
     with pytest.raises(ConfigError, match="official_test"):
         tasks("valid_unseen", 5, tmp_path)
+
+
+def test_official_training_goals_and_our_own_development_goals_share_no_product(tmp_path: Path) -> None:
+    train, dev = tasks("official_train", 10_000, tmp_path), tasks("dev", 36, tmp_path)
+    check_disjoint(train, dev, rooms=True)
+    assert len(dev) == 36 and len(train) > 500
+    for split in ("test", "eval"):
+        assert {t.group for t in tasks(f"official_{split}", 10_000, tmp_path)} & {t.group for t in dev}, "as they are"
 
 
 def test_infeasible_goals_are_counted_and_excluded_by_a_parameter(tmp_path: Path, cache: Path) -> None:

@@ -159,7 +159,11 @@ def open_env(folder: Path, params: WebshopParams, admissible: bool) -> WebshopEn
 
 
 def _official(catalogue: Catalogue, rows: list[GoalRow], split: str, usable: set[int]) -> list[GoalRow]:
-    """Goals of an official split, in its order; a training goal that an evaluation split repeats is left out."""
+    """Goals of an official split, in its order.
+
+    Left out of training are goals that an evaluation split repeats, and the products of our own `dev` split, on which
+    settings are tuned.
+    """
     name = split.removeprefix("official_")
     if name not in ("train", "eval", "test") or name == split:
         raise ConfigError(
@@ -170,7 +174,7 @@ def _official(catalogue: Catalogue, rows: list[GoalRow], split: str, usable: set
     if name != "train":
         return wanted
     held = {_content(catalogue, rows[order[i]]) for part in ("test", "eval") for i in official_range(part, len(rows))}
-    return [r for r in wanted if _content(catalogue, r) not in held]
+    return [r for r in wanted if split_of(r.family) != "dev" and _content(catalogue, r) not in held]
 
 
 def _content(catalogue: Catalogue, row: GoalRow) -> str:
