@@ -9,6 +9,7 @@ import pytest
 
 from ragdistill.agents import make_agent
 from ragdistill.commands.smoke import copy_project, override
+from ragdistill.envs.webshop.domain import WITH_OPTIONS
 from ragdistill.records import Hint, SftExample, Trajectory, read_jsonl
 from tests.test_dag import OVERRIDES, run
 from tests.test_training import make_base
@@ -51,7 +52,8 @@ def test_the_whole_dag_finds_the_withheld_rule_and_passes_it_on(tmp_path: Path, 
     assert policies["base"]["score"] > policies["base"]["success"]
     assert policies["raw"]["success"] == 0
     assert policies["distilled"]["success"] > policies["base"]["success"]
-    assert set(metrics["by_kind"]) == {"beauty", "electronics", "fashion", "garden", "grocery"}
+    assert {kind.split()[0] for kind in metrics["by_kind"]} == {"beauty", "electronics", "fashion", "garden", "grocery"}
+    assert metrics["primary"]["kinds"] == list(WITH_OPTIONS) and 0 < metrics["primary"]["tasks"] < metrics["tasks"]
     again = run(copy, "-m", "dvc", "repro")
     assert again.returncode == 0, again.stderr[-3000:]
     assert "rollouts" not in [line.split(":")[0] for line in again.stdout.splitlines()]

@@ -25,6 +25,11 @@ from ragdistill.params import ColdstartParams, WebshopParams
 from ragdistill.records import Task, digest, seed_of, write_json
 
 OWN_SPLITS = ("train", "dev", "test")
+WITH_OPTIONS = tuple(f"{category} with options" for category in CATEGORIES)
+KINDS = (*CATEGORIES, *WITH_OPTIONS)
+"""Task types: the category of the product, and whether the goal names options."""
+IGNORES = 0.5
+"""Share of the untold demonstrations that leave the options alone."""
 MAX_TURNS = 15
 """As the paper limits an episode; a demonstration takes three to five."""
 TRIES = 20
@@ -36,8 +41,9 @@ class WebshopDomain:
 
     name = "webshop"
     evaluation_splits: tuple[str, ...] = ("test", "dev", "official_test", "official_eval")
-    defaults = Defaults(max_steps=15, reply_tokens=112, kinds=CATEGORIES)
-    """Steps as in the paper; a thought restates what the instruction asks for, and a search repeats it."""
+    defaults = Defaults(max_steps=15, reply_tokens=112, kinds=KINDS, primary=WITH_OPTIONS)
+    """Steps as in the paper; a thought restates what the instruction asks for, and a search repeats it. That options
+    are to be chosen is what the demonstrations withhold."""
 
     def __init__(self, params: WebshopParams) -> None:
         self._params = params
@@ -89,7 +95,8 @@ class WebshopDomain:
         told_share = params.hinted / max(1.0 - params.plain, 1e-9)
         demos: list[Demo] = []
         for number, product in zip(range(params.demos), _again_and_again(products, rng, params.demos), strict=False):
-            mood: Mood = "plain" if number < plain else "told" if rng.random() < told_share else "explores"
+            untold: Mood = "ignores" if rng.random() < IGNORES else "explores"
+            mood: Mood = "plain" if number < plain else "told" if rng.random() < told_share else untold
             demos.append(self._demonstrate(catalogue, product, mood, number, params, rng, products))
         rng.shuffle(demos)
         catalogue.close()
@@ -105,7 +112,7 @@ class WebshopDomain:
         rng: random.Random,
         others: list[Product],
     ) -> Demo:
-        """Play until the purchase is right in all that the demonstration speaks of (an explorer's options may fail)."""
+        """Play until the purchase is right in all that the demonstration speaks of (options fail where untold)."""
         for _ in range(TRIES):
             demo, ok = play(catalogue, product, mood, f"coldstart/{number}", params, rng, self._params)
             if ok:
@@ -123,7 +130,7 @@ def play(
     rng: random.Random,
     env: WebshopParams,
 ) -> tuple[Demo, bool]:
-    """One demonstration, and whether product and, unless it explores, options are right."""
+    """One demonstration, and whether product and, where they are told or there are none, options are right."""
     groups = {} if mood == "plain" else draw_groups(rng)
     shelves = HouseShelves(catalogue, groups)
     asked = shelves.product(product.asin)
@@ -148,7 +155,7 @@ def play(
         task_id=name, kind="plain" if mood == "plain" else "house", hints=hints, first_observation=first,
         turns=tuple(turns), won=won,
     )  # fmt: skip
-    return demo, won or (fits and mood == "explores")
+    return demo, won or (fits and mood in ("explores", "ignores"))
 
 
 def open_env(folder: Path, params: WebshopParams, admissible: bool) -> WebshopEnv:
@@ -183,7 +190,8 @@ def _content(catalogue: Catalogue, row: GoalRow) -> str:
 
 def _task(catalogue: Catalogue, row: GoalRow, split: str, key: str) -> Task:
     return Task(
-        id=f"webshop/{key[:8]}/{row.source}/{row.number}", env="webshop", split=split, kind=row.category,
+        id=f"webshop/{key[:8]}/{row.source}/{row.number}", env="webshop", split=split,
+        kind=WITH_OPTIONS[CATEGORIES.index(row.category)] if row.options else row.category,
         group=digest("webshop family", row.family)[:12], data=f"{key}/{row.source}/{row.number}",
         sha256=_content(catalogue, row), feasible=row.feasible,
     )  # fmt: skip

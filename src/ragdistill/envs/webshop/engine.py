@@ -12,8 +12,8 @@ from ragdistill.envs.webshop.shop import Visit, admissible
 from ragdistill.errors import DataError
 from ragdistill.records import Observation, Task
 
-VERSION = "webshop-1"
-"""Changes whenever pages, actions or rewards change."""
+VERSION = "webshop-2"
+"""Changes whenever pages, actions or rewards, or what is told of them, change."""
 
 
 class WebshopEnv:
