@@ -102,7 +102,7 @@ def link_tree(source: Path, dest: Path) -> None:
 def training_line(result: SftResult) -> str:
     """What a training was, in one phrase."""
     return (
-        f"{result.examples} examples ({result.too_long} too long), {result.tokens} tokens an epoch, "
+        f"{result.examples} examples ({result.too_long} too long and left out), {result.tokens} tokens an epoch, "
         f"{result.steps} steps at {result.tokens_per_second:.0f} tokens/s, final loss {result.final_loss:.3f}"
     )
 

@@ -123,7 +123,10 @@ class Catalogue:
             "FROM goals g JOIN products p USING (asin) WHERE g.source = ? ORDER BY g.number",
             (source,),
         )
-        return [GoalRow(source, *row, bool(ok)) for *row, ok in rows]
+        return [
+            GoalRow(source, number, asin, family, category, options, bool(ok))
+            for number, asin, family, category, options, ok in rows
+        ]
 
     def _counts(self, word: str) -> dict[str, int]:
         row = self._db.execute("SELECT counts FROM words WHERE word = ?", (word,)).fetchone()
