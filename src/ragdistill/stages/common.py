@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from ragdistill.errors import RagdistillError
+from ragdistill.errors import MemoryFault, RagdistillError, memory_fault
 from ragdistill.files import storage_error
 from ragdistill.journal import project_root
 from ragdistill.params import Params, load_params
@@ -45,10 +45,16 @@ STORE = project_root() / "mlruns"
 """MLflow store; of the main workspace, also for a queued experiment."""
 
 
+TRAINING = ("coldstart", "sft")
+"""Stages that train: parameter sections of the same name hold their `lora`."""
+PLAYING = "lower model.concurrency"
+
+
 def run_stage(name: str, body: Callable[[Params], str]) -> None:
     """Load params, time `body`, print its one line of what was done.
 
-    A designed error, or a disk that refuses, exits 1 with one line and without a traceback; Ctrl-C exits 130.
+    A designed error, a disk that refuses or memory that is short exits 1 with one line and without a traceback; Ctrl-C
+    exits 130.
     """
     started = time.monotonic()
     quiet_libraries()
@@ -57,15 +63,22 @@ def run_stage(name: str, body: Callable[[Params], str]) -> None:
         seconds = round(time.monotonic() - started, 1)
         write_json(TIMING / f"{name}.json", {"stage": name, "seconds": seconds})
         print(f"{name}: {done} ({seconds:.0f} s)", flush=True)
-    except RagdistillError as e:
-        _leave(f"{name}: {e}", 1)
-    except OSError as e:
-        designed = storage_error(e)
-        if designed is None:
+    except Exception as e:
+        said = plainly(e, name)
+        if said is None:
             raise
-        _leave(f"{name}: {designed}", 1)
+        _leave(f"{name}: {said}", 1)
     except KeyboardInterrupt as e:
         _leave(f"{name}: interrupted; {e or 'finished work is kept'}, run again to go on.", 130)
+
+
+def plainly(error: Exception, stage: str) -> RagdistillError | None:
+    """`error` of `stage` as one sentence; None for a bug, which keeps its traceback."""
+    if isinstance(error, RagdistillError) and not isinstance(error, MemoryFault):
+        return error
+    section = stage.partition("@")[0]
+    relief = f"set training.checkpointing to true or lower {section}.lora.batch" if section in TRAINING else PLAYING
+    return memory_fault(error, relief) or storage_error(error)
 
 
 def _leave(line: str, status: int) -> NoReturn:

@@ -191,15 +191,21 @@ def play_each(params: Params, work: Sequence[Work], model: ChatModel) -> list[li
     Checks the share of infrastructure faults. Ctrl-C raises `KeyboardInterrupt` that says what is kept, once all
     workers and the model have ended.
     """
-    journal = Journal(cache_dir("journal", "episodes"), Trajectory)
+    journal = _episodes()
     try:
         played = asyncio.run(_play(params, work, model, journal, at_once(params, model)))
     except KeyboardInterrupt:
-        kept = sum(journal.get(setting.key(*job)) is not None for setting, jobs in work for job in jobs)
+        now = _episodes()
+        kept = sum(now.get(setting.key(*job)) is not None for setting, jobs in work for job in jobs)
         raise KeyboardInterrupt(f"{kept} finished episodes are kept") from None
     finally:
         model.close()
         tell(model)
+        if journal.damaged:
+            print(
+                f"journal: {journal.damaged} of its episodes are played again; their files are unreadable, or their "
+                "seals do not fit: they were cut, altered or moved.", file=sys.stderr, flush=True,
+            )  # fmt: skip
     done = [t for part in played for t in part]
     infra = [t for t in done if t.stop is StopReason.INFRA_ERROR]
     if len(infra) > MAX_INFRA_SHARE * len(done):
@@ -208,6 +214,10 @@ def play_each(params: Params, work: Sequence[Work], model: ChatModel) -> list[li
             "fix the cause and run again, finished episodes are kept."
         )
     return played
+
+
+def _episodes() -> Journal[Trajectory]:
+    return Journal(cache_dir("journal", "episodes"), Trajectory)
 
 
 async def _play(
