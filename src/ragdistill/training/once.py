@@ -25,6 +25,8 @@ from ragdistill.training.sft import SftResult, recipe_key, train_lora
 from ragdistill.training.worker import Job
 
 TRAINER_VERSION = "sft-1"
+EVERY = 30.0
+"""Seconds between two lines of progress; the first step and the last always have one."""
 
 
 def train_once(  # noqa: PLR0913 - what is trained, on what, where to, and how
@@ -64,13 +66,13 @@ def train_once(  # noqa: PLR0913 - what is trained, on what, where to, and how
 
 
 def say(label: str) -> Callable[[int, int, float, float], None]:
-    """Progress of a training: one line every 30 seconds."""
+    """Progress of a training: a line every `EVERY` seconds."""
     last = 0.0
 
     def report(step: int, total: int, loss: float, tokens_per_second: float) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last >= 30 or step == total:
+        if now - last >= EVERY or step == total:
             last = now
             line = f"{label}: step {step}/{total}, loss {loss:.3f}, {tokens_per_second:.0f} tokens/s"
             print(line, file=sys.stderr, flush=True)
