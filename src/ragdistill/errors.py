@@ -76,7 +76,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 _SHORT = re.compile(
-    r"out of memory|not enough memory|can't alloc|cannot allocate memory|failed to allocate|bad_?alloc", re.IGNORECASE
+    r"out of memory|not enough memory|can't alloc|cannot allocate memory|failed to allocate|bad[_ ]alloc", re.IGNORECASE
 )
 """How PyTorch and OpenVINO say it; both raise a bare RuntimeError."""
 
