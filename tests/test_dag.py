@@ -197,8 +197,12 @@ def test_promotion_needs_a_measured_gain_and_is_recorded(project: Path) -> None:
     assert refused.returncode == 1
     assert "Refuse" in refused.stdout
     done = run(project, "-m", "ragdistill.cli", "promote", "--margin", "0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Promote: challenger - base = +" in done.stdout and "version 1 is now champion" in done.stdout
+    again = run(project, "-m", "ragdistill.cli", "promote", "--margin", "0")
+    assert again.returncode == 1, "the champion is not better than itself"
     lines = [json.loads(x) for x in (project / "results/promotions.jsonl").read_text().splitlines()]
-    assert [x["promote"] for x in lines] == [False, done.returncode == 0]
+    assert [x["promote"] for x in lines] == [False, True, False]
 
 
 def test_contaminated_tasks_are_refused_by_the_stage(project: Path, tmp_path: Path) -> None:

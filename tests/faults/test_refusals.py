@@ -109,9 +109,9 @@ TORCH = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 4"
 )
 OPENVINO = (
-    "Exception from src/inference/src/cpp/infer_request.cpp:224:\nException from src/plugins/intel_cpu/src/node.cpp:794"
-    ":\n[CPU] FullyConnected node with name 'MatMul_561' Check 'ptr' failed at src/plugins/intel_cpu/src/cpu_memory.cpp:"
-    "257:\nFailed to allocate 4096 bytes of memory\n"
+    "Exception from src/inference/src/cpp/infer_request.cpp:224:\n"
+    "Exception from src/plugins/intel_cpu/src/node.cpp:794:\n[CPU] FullyConnected node with name 'MatMul_561' "
+    "Check 'ptr' failed at src/plugins/intel_cpu/src/cpu_memory.cpp:257:\nFailed to allocate 4096 bytes of memory\n"
 )
 """As it says under a limit of its address space."""
 
