@@ -11,6 +11,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,8 +21,8 @@ import pytest
 from ragdistill.records import read_json, write_json
 from tests.faults.conftest import Figure
 from tests.faults.killing import REPRO, Aim, Ended, hits, repeated, until_done, watched
-from tests.faults.outcome import assert_same, played, registered, wipe
-from tests.faults.project import LEARNING, LORA, SMALL, STUDENT, lay_out, learner, weights
+from tests.faults.outcome import assert_same, played, registered, tracked, wipe
+from tests.faults.project import LEARNING, LORA, SMALL, STUDENT, group, lay_out, learner, run, weights
 
 TRAININGS = "\n".join(f"{stage}.lora.{change}" for stage in ("coldstart", "sft") for change in LORA)
 WHOLE = f"{SMALL}{LEARNING}tasks.test=6\ncoldstart.demos=4\ncoldstart.lora.epochs=2\n{TRAININGS}"
@@ -138,3 +139,28 @@ def test_a_training_killed_again_and_again_repeats_no_more_than_since_the_last_c
     assert kills >= 4 and resumed >= 2, [run.steps for run in runs]
     assert weights(project)[STUDENT] == learnt[STUDENT]
     figure("kill -9 in training", f"{kills} kills: {steps} steps done twice, at most {most} a kill; same weights")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_kill_while_mlflow_makes_its_store_leaves_none_or_a_whole_one(
+    small: Path, tmp_path: Path, figure: Figure
+) -> None:
+    """Half a store could never be opened again: MLflow's tables are made in dozens of steps."""
+    project = tracked(small, tmp_path / "project")
+    (scratch := tmp_path / "scratch").mkdir()
+    moments = [0.02 + 0.15 * i for i in range(6)]
+    for moment in moments:
+        with group(project, "-m", "ragdistill.stages.track", TMPDIR=str(scratch)) as leader:
+            while not list(scratch.glob("mlflow-*/mlflow.db")):
+                assert leader.poll() is None, leader.communicate()
+                time.sleep(0.005)
+            time.sleep(moment)
+            os.killpg(leader.pid, signal.SIGKILL)
+        shutil.rmtree(scratch)
+        scratch.mkdir()
+        done = run(project, "-m", "ragdistill.stages.track", TMPDIR=str(scratch))
+        assert done.returncode == 0, done.stderr
+        assert registered(project) == [1, 1]
+        shutil.rmtree(project / "mlruns")
+    figure("kill -9, MLflow's store in the making", f"{len(moments)} moments: the next run has 1 run, 1 model version")
