@@ -46,7 +46,7 @@ def log_traces(store: Store, run_id: str, trajectories: Sequence[Trajectory]) ->
     client = MlflowClient(tracking_uri=uri)
     experiment_id = client.get_run(run_id).info.experiment_id
     tracing, ids, spans = TracingClient(uri), [], []
-    for t in trajectories:
+    for t in {t.id: t for t in trajectories}.values():  # policies of equal weights share their episodes
         ids.append(f"tr-{digest('trace', experiment_id, t.id)}")
         if not _complete(tracing, ids[-1]):
             info, own = as_trace(t, ids[-1], experiment_id)

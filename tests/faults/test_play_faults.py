@@ -161,7 +161,8 @@ ENGINES = [
 @pytest.mark.parametrize("kind", ENGINES)
 def test_an_engine_out_of_memory_in_a_step_costs_no_episode(tmp_path: Path, figure: Figure, kind: str) -> None:
     said = refuse(RuntimeError(OPENVINO)) if kind == "openvino" else too_much
-    results, blows = [], {3: said, 20: refuse(MemoryError("out of memory"))}
+    results: list[list[Trajectory]] = []
+    blows: dict[int, Callable[[], object]] = {3: said, 20: refuse(MemoryError("out of memory"))}
     for name, failing in (("undisturbed", {}), ("short", blows)):
         engine = engine_of(kind, tmp_path, failing)
         try:

@@ -151,6 +151,7 @@ def test_each_stage_names_the_parameter_that_takes_less_memory() -> None:
     assert all(
         "lower model.concurrency" in str(plainly(short, s)) for s in ("rollouts", "evaluate@base-0", "teach@hints")
     )
+    assert "end other programs and run again" in str(plainly(short, "track"))
     ours = ConfigError("is wrong.")
     assert plainly(ours, "sft@x-0") is ours and plainly(KeyError("a bug"), "sft@x-0") is None
     lost = EnvironmentFault("lost.")

@@ -47,7 +47,8 @@ STORE = project_root() / "mlruns"
 
 TRAINING = ("coldstart", "sft")
 """Stages that train: parameter sections of the same name hold their `lora`."""
-PLAYING = "lower model.concurrency"
+PLAYING = ("rollouts", "hints", "lift", "teach", "evaluate")
+"""Stages with a model that answers `model.concurrency` calls at once."""
 
 
 def run_stage(name: str, body: Callable[[Params], str]) -> None:
@@ -76,8 +77,10 @@ def plainly(error: Exception, stage: str) -> RagdistillError | None:
     """`error` of `stage` as one sentence; None for a bug, which keeps its traceback."""
     if isinstance(error, RagdistillError) and not isinstance(error, MemoryFault):
         return error
-    section = stage.partition("@")[0]
-    relief = f"set training.checkpointing to true or lower {section}.lora.batch" if section in TRAINING else PLAYING
+    kind = stage.partition("@")[0]
+    relief = "lower model.concurrency" if kind in PLAYING else "end other programs"
+    if kind in TRAINING:
+        relief = f"set training.checkpointing to true or lower {kind}.lora.batch"
     return memory_fault(error, relief) or storage_error(error)
 
 
