@@ -119,11 +119,10 @@ def test_an_evaluation_says_what_it_keeps_and_goes_on(small: Path, tmp_path: Pat
     figure("Ctrl-C, evaluation", f"exit 130, 1 line, 0 tracebacks, 0 orphans; {kept} of 3 kept and taken up again")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("stage", "name"),
-    [(("sft", STUDENT), STUDENT), pytest.param(("coldstart",), "base", marks=pytest.mark.slow)],
-    ids=["sft", "coldstart"],
+    ("stage", "name"), [(("sft", STUDENT), STUDENT), (("coldstart",), "base")], ids=["sft", "coldstart"]
 )
 def test_a_training_goes_on_from_its_checkpoint_to_the_same_weights(
     small: Path, learnt: dict[str, str], tmp_path: Path, figure: Figure, stage: tuple[str, ...], name: str
