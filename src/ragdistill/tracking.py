@@ -13,7 +13,6 @@ import logging
 import os
 import tempfile
 from pathlib import Path
-from urllib.parse import urlsplit
 
 # Usage statistics are sent over the network unless this is set before the import.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -26,6 +25,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from ragdistill.checks import address_fault
 from ragdistill.errors import ConfigError
 from ragdistill.files import write_atomic
 
@@ -42,12 +42,10 @@ def store_at(uri: str | None, local: Path) -> Store:
     if uri is None:
         return local
     named = os.environ.get(VARIABLE, "") if uri == "env" else uri
-    parts = urlsplit(named)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
+    if fault := address_fault(named):
         raise ConfigError(
-            f"track.uri is {'env, but ' + VARIABLE if uri == 'env' else 'set, but'} is no http(s) address without user "
-            "and query; credentials go into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-            "MLFLOW_TRACKING_TOKEN."
+            f"{f'track.uri is env, but {VARIABLE}' if uri == 'env' else 'track.uri'} {fault}; give https://host, and "
+            "put credentials into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
         )
     return named.rstrip("/")
 
