@@ -27,6 +27,9 @@ from tests.test_training import CHATS, LORA, example, gradients, make_base, trai
 
 ROOT = Path(__file__).resolve().parents[1]
 MANY = [*CHATS, *(example(f"x{i}", 1 + i % 4) for i in range(5))]
+SEVEN = MANY[:7]
+"""In batches of three: one of two processes gets a second micro-batch, and of the last example one gets nothing."""
+MICRO = 128
 SCALED = msgspec.structs.replace(LORA, epochs=4, batch=3, max_tokens=512)
 
 
@@ -134,6 +137,16 @@ def test_the_processes_gradients_add_up_to_those_of_one(base: Path, tmp_path: Pa
     close({n: sum(g[n] for _, g in each) for n in whole}, whole)  # pyright: ignore[reportArgumentType]
 
 
+def test_the_trainings_below_have_micro_batches_to_wait_for_and_empty_shares(base: Path) -> None:
+    """What they stand on: gradients are synchronised after a process's last micro-batch only."""
+    data = rows(base, SEVEN)
+    for at, expected in ((0, [2, 1]), (3, [2, 1]), (6, [1, 0])):
+        parts = share.shares(data[at : at + SCALED.batch], 2)
+        assert sorted((len(encode.Collator(MICRO, 0)(p)["micro"]) if p else 0 for p in parts), reverse=True) == expected
+        each = [share.Share(encode.Collator(MICRO, 0), rank, 2)(data[at : at + SCALED.batch]) for rank in (0, 1)]
+        assert [len(part["micro"]) for part in each] == [expected[0]] * 2, "the other process waits with empty ones"
+
+
 @pytest.mark.parametrize(
     ("changed", "device", "flash", "expected"),
     [
@@ -173,6 +186,15 @@ def test_what_the_machine_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(hardware, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="deepspeed, which is not installed"):
         hardware.processes(training(launch="deepspeed"))
+
+
+def test_a_base_of_any_size_can_be_planned_on_a_gpu(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
+    """Its memory is estimated there, on a copy of a 16th of its width: of this one that is no head at all."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 80 * 10**9))
+    how = hardware.plan(hardware.AUTO, base, LORA)
+    assert (how.device, how.attention, how.checkpointing) == ("cuda", "sdpa", False)
 
 
 def test_checkpointing_is_turned_on_where_a_gpu_would_be_too_small() -> None:
@@ -239,8 +261,9 @@ TRAIN = textwrap.dedent("""
     from pathlib import Path
     import msgspec, torch
     from ragdistill.training import hardware, launch, once
-    from tests.test_training_scale import MANY, SCALED, training
-    hardware.precision_for = lambda _: torch.float32
+    from tests.scale_worker import prepare
+    from tests.test_training_scale import SCALED, SEVEN, training
+    prepare()
     launch.WORKER = "tests.scale_worker"
     base, out, cache, count, dropout = sys.argv[1:]
     if "RAGDISTILL_TEST_FSDP" in os.environ:
@@ -248,7 +271,7 @@ TRAIN = textwrap.dedent("""
         together = once.train_together
         once.train_together = lambda job, count, gpus: together(job, count, False)
     lora = msgspec.structs.replace(SCALED, dropout=float(dropout))
-    once.train_once(MANY, Path(base), Path(out), lora, 3, Path(cache), 3,
+    once.train_once(SEVEN, Path(base), Path(out), lora, 3, Path(cache), 3,
                     training=training(processes=int(count), launch=os.environ.get("RAGDISTILL_TEST_FSDP", "auto")))
 """)
 
@@ -324,15 +347,23 @@ def workers(job_folder: str) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("victims", "then", "dropout"), [("group", 2, 0.1), ("stage", 1, 0.0)])
+@pytest.mark.parametrize(
+    ("victims", "then", "dropout", "env"),
+    [
+        ("group", 2, 0.1, {}),
+        ("stage", 1, 0.0, {}),
+        ("stage", 2, 0.1, {"RAGDISTILL_TEST_FSDP": "fsdp", "RAGDISTILL_TEST_DTYPE": "bfloat16"}),
+    ],
+    ids=["data-parallel", "in-one-process-then", "fsdp-bfloat16"],
+)
 def test_killed_processes_resume_to_the_same_curve(
-    base: Path, tmp_path: Path, victims: str, then: int, dropout: float
+    base: Path, tmp_path: Path, victims: str, then: int, dropout: float, env: dict[str, str]
 ) -> None:
     """Bit by bit in as many processes, within rounding in another number of them."""
     tmp = tmp_path / "tmp"
     tmp.mkdir()
     out, whole = tmp_path / "killed", tmp_path / "whole"
-    leader = start(base, out, 2, dropout, RAGDISTILL_TEST_SLOW_FROM="7", TMPDIR=str(tmp))
+    leader = start(base, out, 2, dropout, RAGDISTILL_TEST_SLOW_FROM="7", TMPDIR=str(tmp), **env)
     deadline = time.monotonic() + 400
     while not list(tmp_path.glob("killed-cache/checkpoints/*/checkpoint-6/complete")):
         assert leader.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
@@ -346,9 +377,10 @@ def test_killed_processes_resume_to_the_same_curve(
     (kept,) = tmp_path.glob("killed-cache/checkpoints/*/checkpoint-6")
     assert {p.name for p in kept.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
     assert not out.exists() and not list(tmp_path.glob("killed-cache/adapters/*"))
-    finish(start(base, out, then, dropout), out)
+    finish(start(base, out, then, dropout, **env), out)
     assert "step 1/" not in out.with_name("killed.log").read_text(), "it went on"
-    finish(start(base, whole, 2, dropout), whole)
+    finish(start(base, whole, 2, dropout, **env), whole)
+    assert curve(whole)[-1] < curve(whole)[0] / 2
     if then == 2:
         assert curve(out) == curve(whole)
         assert weights.adapter_fingerprint(out) == weights.adapter_fingerprint(whole)

@@ -45,7 +45,7 @@ def train_together(job: Job, count: int, gpus: bool) -> None:
 
     Raises the designed error that ended the training; `EnvironmentFault` when the processes died without one.
     """
-    env = os.environ if gpus else os.environ | {"ACCELERATE_USE_CPU": "true"}
+    env = os.environ if gpus else os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory(prefix="sft-job-") as folder:
         path = Path(folder) / "job.json"
         write_atomic(path, msgspec.json.encode(job))
