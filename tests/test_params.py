@@ -15,6 +15,8 @@ from ragdistill.params import Params, Section, convert_params, load_params
 
 FILE = Path(__file__).resolve().parents[1] / "params.yaml"
 
+TRAINING = yaml.safe_load(FILE.read_text())["training"]
+
 
 def changed(key: str, value: Any) -> dict[str, Any]:
     """`params.yaml` with the dotted `key` set."""
@@ -138,6 +140,7 @@ def test_parameters_cannot_be_changed_by_a_stage() -> None:
         ("sft.seeds", [], "sft.seeds is empty"),
         ("coldstart.plain", 0.9, "exceed 1"),
         ("model.engine", "scripted", "set model.script"),
+        ("training", {**TRAINING, "launch": "one", "processes": 2}, "launch is one, but training.processes is 2"),
         ("endpoint.base_url", "localhost:8000/v1", "no http"),
         ("endpoint.base_url", "https://me:secret@host/v1", "holds a user or a query"),
         ("endpoint.base_url", "https://host/v1?key=secret", "holds a user or a query"),

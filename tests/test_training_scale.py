@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -21,7 +23,7 @@ from ragdistill.errors import ConfigError, DataError
 from ragdistill.llm import weights
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
 from ragdistill.params import LoraParams, RecipeParams, TrainingParams, load_params
-from ragdistill.training import encode, hardware, launch, memory, once, share
+from ragdistill.training import encode, hardware, launch, memory, once, share, worker
 from ragdistill.training.encode import IGNORE, OURS
 from tests.test_training import CHATS, LORA, example, gradients, make_base, trainer_for
 
@@ -192,16 +194,73 @@ def test_a_base_of_any_size_can_be_planned_on_a_gpu(monkeypatch: pytest.MonkeyPa
     """Its memory is estimated there, on a copy of a 16th of its width: of this one that is no head at all."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 80 * 10**9))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    gpus = [SimpleNamespace(total_memory=n * 10**9) for n in (80, 24)]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", gpus.__getitem__)
     how = hardware.plan(hardware.AUTO, base, LORA)
     assert (how.device, how.attention, how.checkpointing) == ("cuda", "sdpa", False)
 
 
-def test_checkpointing_is_turned_on_where_a_gpu_would_be_too_small() -> None:
+def test_a_gpu_gets_smaller_micro_batches_first_and_layers_computed_twice_where_that_does_not_do() -> None:
     p = profiles.overlaid("paper-alfworld-7b-react", ROOT / "params.yaml", ROOT / "profiles")
     args = (p.model.base, p.sft.lora, p.sft.recipe.quantize)
-    assert hardware.too_small(80 * 10**9, *args)
-    assert not hardware.too_small(300 * 10**9, *args)
+    found = {gb: hardware.fitting(gb * 10**9, *args, 5000, "auto") for gb in (300, 80, 24, 4)}
+    most = hardware.MICRO_TOKENS["cuda"]
+    assert found[300] == (False, most)
+    recomputed, tokens = found[80]
+    assert not recomputed and 5000 <= tokens < most and tokens % encode.BUCKET == 0
+    assert memory.estimate(*args, tokens).total <= hardware.HEADROOM * 80e9
+    assert found[24][0] and found[24][1] >= 5000
+    assert found[4] == (True, encode.padded(5000)), "tried all the same"
+    assert hardware.fitting(80 * 10**9, *args, 12000, "auto")[0], "the longest example decides"
+    assert not hardware.fitting(24 * 10**9, *args, 5000, False)[0] and hardware.fitting(300 * 10**9, *args, 9, True)[0]
+
+
+def test_a_launch_without_anything_to_shard_says_so(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once.train_once(CHATS, base, tmp_path / "out", LORA, 0, tmp_path / "cache", 3, training=training(launch="fsdp"))
+    assert "training.launch is fsdp, which needs several GPUs" in capsys.readouterr().err
+    assert not any(hardware.unheeded(training(launch=how), n) for how, n in (("auto", 1), ("one", 1), ("fsdp", 2)))
+
+
+def test_a_launcher_that_does_not_end_is_killed_and_ctrl_c_stays_what_it_is(
+    monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path
+) -> None:
+    stubborn = [sys.executable, "-c", "import signal, time; signal.signal(2, signal.SIG_IGN); time.sleep(600)"]
+    monkeypatch.setattr(launch, "command", lambda *_: stubborn)
+    monkeypatch.setattr(launch, "_GRACE", 0.2)
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Noted(subprocess.Popen):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    monkeypatch.setattr(launch.subprocess, "Popen", Noted)
+    job = worker.Job(
+        examples=[], base=str(base), out=str(tmp_path), lora=LORA, seed=0, checkpoints="", every=1, recipe=OURS,
+        training=training(), label="",
+    )  # fmt: skip
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        launch.train_together(job, 2, False)
+    assert started[0].returncode == -signal.SIGKILL
+
+
+def test_a_designed_error_of_any_process_is_left_beside_the_job(
+    monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path
+) -> None:
+    """And without a launcher it is the only process."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("RANK", "1")
+    job = worker.Job(
+        examples=MANY, base=str(base), out=str(tmp_path / "out"), lora=msgspec.structs.replace(SCALED, max_tokens=40),
+        seed=0, checkpoints=str(tmp_path / "c"), every=1, recipe=OURS, training=training(), label="",
+    )  # fmt: skip
+    (tmp_path / "job.json").write_bytes(msgspec.json.encode(job))
+    assert worker.work(tmp_path / "job.json") == 1
+    assert msgspec.json.decode((tmp_path / worker.FAILURE).read_bytes())["kind"] == "DataError"
 
 
 def launcher(name: str) -> Any:
@@ -351,7 +410,7 @@ def workers(job_folder: str) -> list[int]:
     ("victims", "then", "dropout", "env"),
     [
         ("group", 2, 0.1, {}),
-        ("stage", 1, 0.0, {}),
+        ("interrupted", 1, 0.0, {}),
         ("stage", 2, 0.1, {"RAGDISTILL_TEST_FSDP": "fsdp", "RAGDISTILL_TEST_DTYPE": "bfloat16"}),
     ],
     ids=["data-parallel", "in-one-process-then", "fsdp-bfloat16"],
@@ -369,8 +428,11 @@ def test_killed_processes_resume_to_the_same_curve(
         assert leader.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
         time.sleep(0.05)
     assert len(workers(str(tmp))) >= 2
-    (os.killpg if victims == "group" else os.kill)(leader.pid, signal.SIGKILL)
+    strike = signal.SIGINT if victims == "interrupted" else signal.SIGKILL
+    (os.killpg if victims == "group" else os.kill)(leader.pid, strike)
     leader.wait()
+    log = out.with_name("killed.log").read_text()
+    assert strike == signal.SIGKILL or log.rstrip().endswith("KeyboardInterrupt"), log[-2000:]
     while workers(str(tmp)):
         assert time.monotonic() < deadline, "processes train on without their stage"
         time.sleep(0.1)

@@ -68,6 +68,8 @@ def contradictions(p: Params) -> Iterator[str]:
         yield "hints.ranker is lift; set lift.hints, e.g. to 4."
     if p.model.engine == "scripted" and not p.model.script:
         yield "model.engine is scripted; set model.script."
+    if p.training.launch == "one" and (count := p.training.processes or 1) > 1:
+        yield f"training.launch is one, but training.processes is {count}; set it to null, or launch: auto."
     yield from _servers(p)
 
 

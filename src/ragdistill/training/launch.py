@@ -55,7 +55,11 @@ def train_together(job: Job, count: int, gpus: bool) -> None:
         finally:
             if launched.stdin:
                 launched.stdin.close()  # on which the processes hang
-            launched.wait(_GRACE)
+            try:
+                launched.wait(_GRACE)
+            except subprocess.TimeoutExpired:  # what ended this wait, Ctrl-C for one, is what counts
+                launched.kill()
+                launched.wait()
         if path.with_name(FAILURE).is_file():
             said = read_json(path.with_name(FAILURE))
             raise getattr(errors, said["kind"])(said["text"])
