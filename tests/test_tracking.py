@@ -17,17 +17,18 @@ from urllib.request import urlopen
 
 import msgspec
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 from mlflow.tracking import MlflowClient
 
 from ragdistill import cli, tracking
 from ragdistill.commands.smoke import override
 from ragdistill.envs.alfworld.domain import AlfworldDomain
-from ragdistill.errors import ConfigError
+from ragdistill.errors import ConfigError, EnvironmentFault
 from ragdistill.llm import Sampling
 from ragdistill.llm.endpoint import EndpointModel
 from ragdistill.params import convert_params, load_params
-from ragdistill.records import Message, Step, StopReason, Trajectory, write_json, write_jsonl
+from ragdistill.records import Message, Step, StopReason, Trajectory, digest, write_json, write_jsonl
 from ragdistill.stages import track
 from tests.misbehaving import KEY, Act, serving, then
 from tests.ray_cluster import HOST, free_port, kill
@@ -134,6 +135,44 @@ def test_keys_reach_no_run_trace_or_artifact_though_servers_repeat_them(
     files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert any(b"say ***" in data for p, data in files.items() if p.name == "mlflow.db"), "traces are looked into"
     assert not [p for p, data in files.items() if KEY.encode() in data]
+
+
+def test_a_server_that_fails_in_the_middle_is_one_sentence_and_the_next_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", KEY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(track, "STORE", tmp_path / "mlruns")
+    raw = changed("sft.variants", ["distilled"])
+    raw["evaluate"]["policies"] = ["base"]
+    finished(tmp_path, b"one", 1)
+    with monkeypatch.context() as patch:
+
+        def broken(*_: object, **__: object) -> None:
+            raise MlflowException(f"500 error for {KEY}\n<html>")
+
+        patch.setattr(MlflowClient, "log_inputs", broken)
+        with pytest.raises(EnvironmentFault, match=r"mlruns/mlflow.db \(500 error for \*\*\* <html>\); run again"):
+            track.body(convert_params(raw))
+    line = track.body(convert_params(raw))
+    raw["ray"]["address"], raw["training"]["packing"] = "auto", True
+    assert track.body(convert_params(raw)) == line, "the same results, computed elsewhere"
+    raw["hints"]["k"] = 1
+    assert track.body(convert_params(raw)).split()[1] != line.split()[1]
+    store = f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+    client = MlflowClient(store, store)
+    runs = client.search_runs([client.search_experiments(filter_string="name = 'ragdistill'")[0].experiment_id])
+    assert len(runs) == 2 and all(run.info.status == "FINISHED" for run in runs)
+
+
+def test_where_results_are_recorded_is_no_part_of_what_they_are() -> None:
+    settings = dict(track.flat(msgspec.to_builtins(load_params(ROOT / "params.yaml"))))
+    own = {k: v for k, v in settings.items() if not k.startswith(track.ELSEWHERE)}
+    assert settings.keys() - own.keys() >= {"ray.address", "training.launch", "track.uri"} and "track.experiment" in own
+    assert track.lineage(settings, {"a": "b"}) == digest("lineage", own, {"a": "b"})
+    for key, value in (("ray.workers", 3), ("training.processes", 2), ("track.uri", "http://h")):
+        assert track.lineage(settings | {key: value}, {}) == track.lineage(settings, {})
+    assert track.lineage(settings | {"hints.k": 1}, {}) != track.lineage(settings, {})
 
 
 def step(reply: str) -> Step:

@@ -12,7 +12,10 @@ import fcntl
 import logging
 import os
 import tempfile
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 # Usage statistics are sent over the network unless this is set before the import.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -26,12 +29,17 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from ragdistill.checks import address_fault
-from ragdistill.errors import ConfigError
-from ragdistill.files import write_atomic
+from ragdistill.errors import ConfigError, EnvironmentFault, lacks_memory
+from ragdistill.files import storage_error, write_atomic
+from ragdistill.llm.keys import clean
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Store = Path | str
 """A directory, or a server's http(s) address."""
 VARIABLE = "MLFLOW_TRACKING_URI"
+SECRETS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
+"""Variables whose values no message repeats, whatever a server says."""
 
 
 def store_at(uri: str | None, local: Path) -> Store:
@@ -104,6 +112,30 @@ def experiment(client: MlflowClient, store: Store, name: str) -> str:
     # Left out, the location would resolve from the current directory even with an absolute sqlite URI.
     place = (store.resolve() / "artifacts" / name).as_uri() if isinstance(store, Path) else None
     return client.create_experiment(name, artifact_location=place)
+
+
+def recorded(asked: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate[Store, P], T]:
+    """Make a failure of MLflow in the middle of `asked`, whose first argument is the store, an `EnvironmentFault`.
+
+    What the machine refused (disk, memory) is left to whoever knows the remedy.
+    """
+
+    @wraps(asked)
+    def ask(store: Store, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return asked(store, *args, **kwargs)
+        except (MlflowException, OSError) as e:
+            if storage_error(e) or lacks_memory(e) or (isinstance(e, OSError) and isinstance(store, Path)):
+                raise
+            why = str(e)
+            for name in SECRETS:
+                why = clean(why, os.environ.get(name, "").strip())
+            raise EnvironmentFault(
+                f"MLflow failed at {store_label(store)} ({why.rstrip('.')}); run again once it answers: what is "
+                "recorded already is found, not recorded twice."
+            ) from None
+
+    return ask
 
 
 def _ask(client: MlflowClient, server: str) -> None:
