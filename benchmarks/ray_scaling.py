@@ -26,7 +26,8 @@ from typing import Any
 from ragdistill.agents import make_agent
 from ragdistill.envs import identity_of, make_domain
 from ragdistill.envs.pool import EnvPool
-from ragdistill.envs.ray_pool import Cluster, connect, open_on_node
+from ragdistill.envs.ray_node import open_on_node
+from ragdistill.envs.ray_pool import Cluster, connect
 from ragdistill.journal import Journal
 from ragdistill.llm.scripted import ScriptedModel
 from ragdistill.params import Params, load_params

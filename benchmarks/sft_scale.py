@@ -50,6 +50,8 @@ class Row(NamedTuple):
     """One line of the table."""
 
     name: str
+    at_once: int
+    """Most tokens of a micro-batch, as memory has room for them."""
     tokens_per_second: float
     mfu: float
     peak_memory: float
@@ -126,23 +128,29 @@ def measure(how: hardware.Plan, config: Any, corpus: Corpus, peak: float, out: P
     in_process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     used = torch.cuda.max_memory_allocated() if how.device == "cuda" else in_process
     name = f"{'packed' if how.packing else 'padded'}, {how.attention}{', recomputed' if how.checkpointing else ''}"
-    return Row(name, rate, rate * needed / peak, used, seconds / len(steps), 1 - corpus.tokens / through)
+    return Row(
+        name, how.micro_tokens, rate, rate * needed / peak, used, seconds / len(steps), 1 - corpus.tokens / through
+    )
 
 
 def plans(config: Any, device: str) -> list[hardware.Plan]:
-    """Padded and packed, with the best attention there is for each; layers recomputed where memory asks for it."""
+    """Padded and packed, with the best attention there is for each; all activations kept, and layers computed twice."""
     from importlib.util import find_spec
 
-    flash = find_spec("flash_attn") is not None
-    short = device == "cuda" and hardware.too_small(torch.cuda.mem_get_info()[1], SPEC, LORA, "none")
-    found = []
+    flash, longest = find_spec("flash_attn") is not None, TURN * max(TURNS)
+    memory_bytes = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else 0
+    precision, found = hardware.precision_for(device), []
     for packing in (False, True):
-        asked = TrainingParams(launch="one", processes=None, checkpointing=short, attention="auto", packing=packing)
-        attention, packed = hardware.attention_and_packing(asked, config, device, flash)
-        precision = hardware.precision_for(device)
-        found.append(
-            hardware.Plan(device=device, precision=precision, attention=attention, packing=packed, checkpointing=short)
-        )
+        for twice in (False, True):
+            asked = TrainingParams(launch="one", processes=None, checkpointing=twice, attention="auto", packing=packing)
+            attention, packed = hardware.attention_and_packing(asked, config, device, flash)
+            room = hardware.fitting(memory_bytes, SPEC, LORA, "none", longest, twice)[1] if memory_bytes else None
+            found.append(
+                hardware.Plan(
+                    device=device, precision=precision, attention=attention, packing=packed, checkpointing=twice,
+                    room=room,
+                )
+            )  # fmt: skip
     return found
 
 
@@ -168,11 +176,13 @@ def main() -> None:
     model = f"{SPEC}{', 2 layers at a 32nd of the width' if options.toy else ''}, random weights"
     length, most = corpus.tokens / len(corpus.rows), peak / 1e12
     print(f"{model}; LoRA r {LORA.r}, {length:.0f} tokens a chat; peak {most:.2f} TFLOP/s ({source})\n")
-    print("| rows | tokens/s | MFU % | peak memory GB | s a step | padding % |\n|---|---:|---:|---:|---:|---:|")
+    print("| rows | tokens at once | tokens/s | MFU % | peak memory GB | s a step | padding % |")
+    print(f"|---|{'---:|' * 6}")
     for r in rows:
         memory_gb, share = f"{r.peak_memory / 1e9:.1f}", f"{100 * r.padding:.0f}"
         print(
-            f"| {r.name} | {r.tokens_per_second:,.0f} | {100 * r.mfu:.2f} | {memory_gb} | {r.seconds:.2f} | {share} |"
+            f"| {r.name} | {r.at_once:,} | {r.tokens_per_second:,.0f} | {100 * r.mfu:.2f} | {memory_gb} | "
+            f"{r.seconds:.2f} | {share} |"
         )
 
 

@@ -17,7 +17,7 @@ from ruamel.yaml.comments import CommentedSeq
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "ragdistill"
-NO_BEHAVIOUR = {f"src/ragdistill/{name}.py" for name in ("__init__", "errors", "files", "params")}
+NO_BEHAVIOUR = {f"src/ragdistill/{name}.py" for name in ("__init__", "checks", "errors", "files", "params")}
 DATA = {
     "report/paper.py": ("paper.json",),
     "report/page.py": ("page.html.j2", "parts.html.j2", "page.css", "page.js"),

@@ -21,6 +21,8 @@ HOST = "127.0.0.1"
 STORE = 80 * 2**20
 STARTED = b"Ray runtime started"
 TRIES = 8
+OWN = "own"
+"""Folder of what nodes keep for themselves."""
 Node = subprocess.Popen[bytes]
 
 
@@ -36,6 +38,7 @@ def _start(where: Path, *arguments: str) -> Node:
     Ray gives a node 30 seconds to start, which are not enough on a busy machine: then it is tried again.
     """
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAGDISTILL_CACHE", "DVC_ROOT")}
+    env |= {"RAGDISTILL_CACHE": str(where / OWN), "HOME": str(where)}
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", "--include-log-monitor=false",
         f"--object-store-memory={STORE}", "--disable-usage-stats", *arguments,
@@ -70,8 +73,8 @@ def kill(node: Node) -> int:
 
 
 @contextmanager
-def cluster(size: int) -> Iterator[tuple[str, Sequence[Node]]]:
-    """`size` raylets of one CPU; yields the address and the nodes, the head (where the driver is) first."""
+def cluster(size: int) -> Iterator[tuple[str, Sequence[Node], Path]]:
+    """`size` raylets of one CPU; yields the address, the nodes, the head (the driver's) first, and their folder."""
     where = Path(tempfile.mkdtemp(prefix="ray"))  # short: Ray's sockets lie below it
     port = free_port()
     nodes: list[Node] = []
@@ -81,7 +84,7 @@ def cluster(size: int) -> Iterator[tuple[str, Sequence[Node]]]:
         address = found[1].decode() if found else f"{HOST}:{port}"
         while len(nodes) < size:
             nodes.append(_start(where, f"--address={address}"))
-        yield address, nodes
+        yield address, nodes, where
     finally:
         for node in reversed(nodes):
             kill(node)

@@ -1,5 +1,6 @@
 """A training process for tests: float32, so that curves can be compared, and slow towards the end, to be killed there.
 
+Micro-batches are small, so that a process has several of them. `RAGDISTILL_TEST_DTYPE` names another precision.
 `RAGDISTILL_TEST_FSDP` makes accelerate offer FSDP on gloo, which it knows on GPUs only.
 """
 
@@ -26,6 +27,12 @@ def slow_from(step: int):
     return say
 
 
+def prepare() -> None:
+    """For every process of a test's training, that which starts them included: what they have to agree on."""
+    hardware.precision_for = lambda _: getattr(torch, os.environ.get("RAGDISTILL_TEST_DTYPE", "float32"))
+    hardware.MICRO_TOKENS["cpu"] = 128
+
+
 def fsdp_on_gloo() -> None:
     """Tell accelerate that the two CPU processes are GPUs; everything after the decision is its own."""
     from accelerate import state
@@ -44,7 +51,7 @@ def fsdp_on_gloo() -> None:
 
 if __name__ == "__main__":
     worker.end_with_the_pipe()
-    hardware.precision_for = lambda _: torch.float32
+    prepare()
     torch.set_num_threads(1)
     if "RAGDISTILL_TEST_SLOW_FROM" in os.environ:
         once.say = slow_from(int(os.environ["RAGDISTILL_TEST_SLOW_FROM"]))

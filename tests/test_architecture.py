@@ -18,7 +18,7 @@ PACKAGE = ROOT / "src" / "ragdistill"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    {"errors", "records", "params", "files"},
+    {"errors", "records", "params", "checks", "files"},
     {"journal", "stats", "profiles", "downloads"},
     {"envs", "agents", "llm"},
     {

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 
 from ragdistill.commands import estimate as command
-from ragdistill.commands.estimate import Row, Speeds, episode, estimate, measured, read_profile, size, stages
+from ragdistill.commands.costs import REPAIRED, Row, Speeds, episode, size, stages
+from ragdistill.commands.estimate import estimate, measured
 from ragdistill.errors import ConfigError
 from ragdistill.params import Params, convert_params
 from ragdistill.records import write_json
@@ -34,10 +36,15 @@ FOUND = {
 
 def params(**change: Any) -> Params:
     raw = changed("label", "x")
+    raw |= {key: change.pop(key) for key in list(change) if "__" not in key}
     for key, value in change.items():
         section, _, name = key.partition("__")
         raw[section][name] = value
     return convert_params(raw)
+
+
+def params_raw(p: Params) -> dict[str, Any]:
+    return msgspec.to_builtins(p)
 
 
 def rows(p: Params, metrics: Any = None) -> dict[str, Row]:
@@ -75,6 +82,55 @@ def test_priors_stay_within_the_parameters_and_are_the_paper_s() -> None:
     assert episode(params(), None, "rag").prompt > play.prompt
 
 
+def test_the_paper_s_own_cell_says_how_often_it_wins() -> None:
+    small = params(model__base="Qwen/Qwen2.5-7B-Instruct", agent__name="react")
+    assert [round(episode(small, None, policy).success, 6) for policy in ("base", "rag")] == [0.112, 0.731]
+    shop = params(model__base="Qwen/Qwen2.5-7B-Instruct", env__name="webshop", agent__name="act")
+    assert (episode(shop, None, "base").success, episode(shop, None, "base").steps) == (0.19, 7.2)
+    assert round(episode(params(), None, "base").success, 6) == 0.776, "no such model"
+
+
+def test_hints_by_a_model_are_priced_where_it_runs_and_counted_as_they_are_read() -> None:
+    few = {"hints__extractor": "llm", "tasks__train": 100, "rollouts__attempts": 2, "model__base": "x-14b"}
+    local = rows(params(**few), FOUND)["hints"]
+    assert (local.where, local.most > 0, local.calls) == ("GPU", True, pytest.approx(100 * (1 + REPAIRED)))
+    own = {**params_raw(params(**few))["hints"]["llm"], "cases": 5, "mode": "single", "context_tokens": 2000}
+    capped = rows(params(**few, hints__llm={**own, "model": "endpoint"}), FOUND)["hints"]
+    assert (capped.where, capped.gpu_hours, capped.calls) == ("endpoint", 0, pytest.approx(6 * 5 * (1 + REPAIRED)))
+    assert capped.prompt == pytest.approx(capped.calls * (2000 - 2 * own["max_reply_tokens"]))
+    assert capped.completion == pytest.approx(capped.calls * 150)
+    assert rows(params(**few, model__teacher="endpoint"), FOUND)["hints"].where == "endpoint", "the teacher writes them"
+    small = rows(params(**few, hints__llm={**own, "model": "x-7b"}), FOUND)["hints"]
+    large = rows(params(**few, hints__llm={**own, "model": "x-14b"}), FOUND)["hints"]
+    assert small.hours == pytest.approx(large.hours / 2)
+
+
+def test_a_ranker_that_asks_and_measured_lift_are_counted() -> None:
+    assert not {"lift", "teach@hints, ranker"} & set(rows(params()))
+    found = rows(params(hints__ranker="llm", tasks__train=100, tasks__test=30, model__base="x-14b"), FOUND)
+    asked = [name for name in found if name.endswith(", ranker")]
+    assert asked == ["teach@hints, ranker", "evaluate@rag-0, ranker"]
+    assert (found[asked[0]].calls, found[asked[1]].calls) == (100, 30)
+    assert not [n for n in rows(params(hints__ranker="llm", hints__per_bucket=3)) if "ranker" in n], "nothing to choose"
+    measured_lift = rows(params(lift={"hints": 4, "tasks": 10, "attempts": 2}, tasks__train=600), FOUND)["lift"]
+    assert measured_lift.calls == pytest.approx(6 * 10 * 2 * (4 + 1) * 10)
+    few = rows(params(lift={"hints": 4, "tasks": 10, "attempts": 2}, tasks__train=30), FOUND)["lift"]
+    assert few.calls == pytest.approx(30 * 2 * (4 + 1) * 10), "no more tasks than there are"
+
+
+def test_a_profile_is_estimated_as_it_would_change_the_project(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert estimate("paper-alfworld-14b-react", Path("params.yaml"), SPEEDS) == 0
+    out = capsys.readouterr().out
+    lines = {line.split("  ")[0]: line for line in out.splitlines()}
+    for stage in ("rollouts", "hints", "teach@hints", "sft@distilled-0", "evaluate@distilled-0", "all"):
+        assert stage in lines, out
+    assert "endpoint" in lines["hints"] and "GPU" in lines["rollouts"] and "coldstart" not in lines
+    assert "success of alfworld/14B/react" in out and "one call a failure" in out
+
+
 def test_every_stage_of_the_default_that_costs_something_is_there() -> None:
     names = list(rows(params()))
     assert names == [
@@ -93,7 +149,7 @@ def test_every_stage_of_the_default_that_costs_something_is_there() -> None:
      ("no-number", 14)],
 )  # fmt: skip
 def test_the_size_is_read_from_the_model_s_name(name: str, billions: float) -> None:
-    assert size(params(model__base=name)) == pytest.approx(billions)
+    assert size(name) == pytest.approx(billions)
 
 
 def test_measurements_of_another_model_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,14 +171,10 @@ def test_another_file_is_estimated_with_every_assumption(
     raw = changed("model.base", "Qwen/Qwen2.5-14B-Instruct")
     raw["model"]["teacher"] = "endpoint"
     (tmp_path / "big.yaml").write_text(yaml.safe_dump(raw))
-    assert estimate(tmp_path / "big.yaml", SPEEDS) == 0
+    assert estimate(None, tmp_path / "big.yaml", SPEEDS) == 0
     out = capsys.readouterr().out
     for part in ("rollouts", "GPU-hours", "the paper's 14B ReAct agent", "gpt-4o", "10,000 prefill", "endpoint.budget"):
         assert part in out
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    (tmp_path / "part.yaml").write_text("model: {base: Qwen2.5-7B}\nsft: {lora: {epochs: 7}}\n")
-    part = read_profile(tmp_path / "part.yaml", tmp_path / "params.yaml")
-    assert (part.model.base, part.sft.lora.epochs, part.sft.lora.r) == ("Qwen2.5-7B", 7, params().sft.lora.r)
     assert command.METRICS.parent.name == "results" and not (tmp_path / "results").exists()
     with pytest.raises(ConfigError, match="must be positive"):
-        estimate(tmp_path / "big.yaml", Speeds(0, 1, 1, 1, 0))
+        estimate(None, tmp_path / "big.yaml", Speeds(0, 1, 1, 1, 0))

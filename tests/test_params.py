@@ -15,6 +15,8 @@ from ragdistill.params import Params, Section, convert_params, load_params
 
 FILE = Path(__file__).resolve().parents[1] / "params.yaml"
 
+TRAINING = yaml.safe_load(FILE.read_text())["training"]
+
 
 def changed(key: str, value: Any) -> dict[str, Any]:
     """`params.yaml` with the dotted `key` set."""
@@ -138,11 +140,24 @@ def test_parameters_cannot_be_changed_by_a_stage() -> None:
         ("sft.seeds", [], "sft.seeds is empty"),
         ("coldstart.plain", 0.9, "exceed 1"),
         ("model.engine", "scripted", "set model.script"),
+        ("training", {**TRAINING, "launch": "one", "processes": 2}, "launch is one, but training.processes is 2"),
         ("endpoint.base_url", "localhost:8000/v1", "no http"),
         ("endpoint.base_url", "https://me:secret@host/v1", "holds a user or a query"),
         ("endpoint.base_url", "https://host/v1?key=secret", "holds a user or a query"),
+        ("endpoint.base_url", "https://[host/v1", "no http"),
+        ("vllm.url", "http://me:secret@h:1/v1", "vllm.url holds a user or a query.*VLLM_API_KEY"),
+        ("vllm.url", "http://h:1/v1\n", "vllm.url is no http"),
+        ("vllm.url", "h:1/v1", "vllm.url is no http"),
+        ("vllm.args", ["--dtype", "auto", "--api-key", "secret"], "vllm.args holds a secret"),
+        ("vllm.args", ["--api_key=secret"], "vllm.args holds a secret"),
+        ("track.uri", "http://[", "track.uri is no http"),
+        ("track.uri", "http://host\n", "track.uri is no http"),
+        ("track.uri", "http://host:port", "track.uri is no http"),
+        ("ray.address", "host:1\n", r"ray\.address"),
+        ("endpoint.api_key_env", "sk-secret", r"endpoint\.api_key_env"),
     ],
 )
 def test_values_that_are_wrong_together_fail_before_anything_runs(key: str, value: object, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=says) as caught:
         convert_params(changed(key, value))
+    assert "secret" not in str(caught.value).replace("a secret", "")

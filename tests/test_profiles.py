@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from itertools import product
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 import yaml
 
 from ragdistill import profiles
+from ragdistill.commands.memory import show_memory
+from ragdistill.commands.smoke import override
 from ragdistill.commands.use import use
 from ragdistill.errors import ConfigError
 from ragdistill.llm import weights
@@ -226,3 +229,20 @@ def test_activations_scaled_from_a_narrow_model_are_those_of_a_wider_one() -> No
         memory.narrowed(memory.architecture(spec), 1, memory.SHRINK // 4), lora.r // 4, lora.dropout
     )
     assert wide * 4 / memory.TOKENS * 28 == pytest.approx(scaled, rel=0.03)
+
+
+@pytest.mark.usefixtures("project")
+def test_the_memory_table_adds_up_and_says_what_auto_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert show_memory("paper-alfworld-7b-react") == 0
+    out = capsys.readouterr().out
+    found = {name.strip(): float(size) for name, size in re.findall(r"^  (\D+?) +([\d.]+) GB", out, re.MULTILINE)}
+    parts = ("base, frozen", "adapter", "activations", "logits")
+    assert found["sum"] == pytest.approx(sum(found[p] for p in parts), abs=0.2)
+    assert "7.62 B parameters in 4 bits (nf4)" in out and "rank 64" in out and "sft.lora.max_tokens = 12,000" in out
+    assert found["one example"] < found["sum"] and found["kept"] > 5 * found["one example"], "layers are recomputed"
+    assert "checkpointing=auto" not in out
+    override(Path("params.yaml"), ["model.base=Qwen/Qwen2.5-7B-Instruct"])
+    assert show_memory(None) == 0
+    out = capsys.readouterr().out
+    sizes = re.search(r"smaller micro-batches on GPUs below (\d+) GB, and recomputes layers below (\d+) GB", out)
+    assert sizes and int(sizes[1]) > int(sizes[2]) > 20

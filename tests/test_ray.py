@@ -4,45 +4,87 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import secrets
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
-from ragdistill.envs import identity_of, make_domain
-from ragdistill.envs.hosts import Host
+from ragdistill.envs import identity_of, make_domain, ray_pool
+from ragdistill.envs.hosts import Host, open_process
 from ragdistill.envs.pool import EnvPool
-from ragdistill.envs.ray_pool import AVOIDED, Actor, Cluster, connect, game_of, keep, node_cache, open_on_node
+from ragdistill.envs.ray_node import keep, node_cache, open_on_node
+from ragdistill.envs.ray_pool import AVOIDED, Actor, Cluster, connect, game_of, said, sizes
 from ragdistill.errors import ConfigError, EnvironmentFault, IdentityError
 from ragdistill.journal import Journal, cache_dir
 from ragdistill.llm import Reply, Sampling
 from ragdistill.llm.scripted import ScriptedModel
-from ragdistill.params import Params, convert_params
-from ragdistill.records import Message, StopReason, Task, Trajectory, write_json
+from ragdistill.params import Params, RayParams, convert_params
+from ragdistill.records import Message, StopReason, Task, Trajectory, read_jsonl, write_json, write_jsonl
 from ragdistill.stages.common import GAMES, IDENTITY
 from ragdistill.stages.playing import play
-from tests.ray_cluster import cluster, kill
+from tests.ray_cluster import OWN, Node, cluster, kill
 from tests.scripted_policy import play as policy
 from tests.test_params import changed
 from tests.test_pool import Toy, task
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (pip install 'ragdistill[ray]')")
 ATTEMPTS = 4
+ROOT = Path(__file__).resolve().parents[1]
+DEADLINE = 600.0
+"""Seconds; a busy machine takes minutes for a cluster."""
+
+
+class Wrong(SimpleNamespace):
+    """Ray's exceptions, as far as they are told apart."""
+
+    class RayError(Exception): ...
+
+    class GetTimeoutError(RayError): ...
+
+    class RayTaskError(RayError): ...
+
+    class RayActorError(RayError):
+        actor_init_failed = False
 
 
 class FakeRay:
-    """What `Cluster` asks of Ray."""
+    """What `Cluster` and `Actor` ask of Ray."""
+
+    exceptions = Wrong
 
     def __init__(self, **cpus: float) -> None:
         self.cpus = cpus
+        self.asked: list[tuple[str, float | None]] = []
+
+    def get(self, question: tuple[str, object], timeout: float | None = None) -> object:
+        verb, answer = question
+        self.asked.append((verb, timeout))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def nodes(self) -> list[dict]:
         return [{"NodeID": n, "Alive": c >= 0, "Resources": {"CPU": c} if c else {}} for n, c in self.cpus.items()]
+
+
+class Remote:
+    """A handle to an actor that answers, or fails, as `answers` says by verb."""
+
+    def __init__(self, **answers: object) -> None:
+        def asked(slot: int, verb: str, argument: object, game: bytes | None) -> tuple[str, object]:
+            return verb, answers[verb] if isinstance(answers[verb], Exception) else (answers[verb], 1.0)
+
+        self.begin, self.answer = SimpleNamespace(remote=lambda: ("begin", None)), SimpleNamespace(remote=asked)
 
 
 class Opened(Actor):
@@ -84,10 +126,73 @@ def test_the_last_node_is_never_avoided(nodes: Cluster) -> None:
     assert fill(nodes) == ["b"]
 
 
+def actor(nodes: Cluster, **answers: object) -> Actor:
+    host = Opened(nodes, "a", Toy, Path())
+    host._handle, host._ready = Remote(**answers), False
+    return host
+
+
+def test_what_a_first_environment_builds_is_no_step_that_is_late(nodes: Cluster) -> None:
+    host = actor(nodes, prepare=None, step="text")
+    assert [host.exchange(0, "step", "look", 5.0) for _ in range(2)] == [("text", 1.0)] * 2
+    assert nodes.ray.asked == [("begin", 5.0), ("prepare", None), ("step", 5.0), ("step", 5.0)]
+    refused = actor(nodes, prepare=("IdentityError", "another"))
+    assert refused.exchange(0, "step", "look", 5.0) == (("IdentityError", "another"), 1.0)
+
+
+def test_only_a_death_makes_a_node_lost_and_its_cause_is_said(nodes: Cluster) -> None:
+    trace = (
+        "\x1b[36mray::NodeWorker.answer()\x1b[39m (pid=7, ip=10.0.0.2)\n  File x\nModuleNotFoundError: No module 'y'"
+    )
+    failed, _ = actor(nodes, prepare=None, step=Wrong.RayTaskError(trace)).exchange(0, "step", "look", 5.0)
+    assert failed[0] == "EnvironmentFault" and "ip=10.0.0.2): ModuleNotFoundError: No module 'y')" in failed[1]
+    assert not nodes.avoids("a")
+    never = Wrong.RayActorError(trace)
+    never.actor_init_failed = True
+    with pytest.raises(ConfigError, match=r"cannot run environments.*No module 'y'.*cluster\.md"):
+        actor(nodes, prepare=never).exchange(0, "step", "look", 5.0)
+    assert not nodes.avoids("a")
+    dead = Wrong.RayActorError("The actor died:\n  id: 1\n  its node has died.")
+    with pytest.raises(EOFError, match=r"The actor died: its node has died"):
+        actor(nodes, prepare=None, step=dead).exchange(0, "step", "look", 5.0)
+    assert nodes.avoids("a")
+
+
+def test_one_line_stays_one_line() -> None:
+    assert (said(ValueError("no cluster.")), said(ValueError(""))) == ("no cluster", "ValueError")
+
+
+def test_a_silent_head_is_one_sentence(nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> None:
+        raise RuntimeError("gcs\nis gone")
+
+    monkeypatch.setattr(nodes.ray, "nodes", nobody)
+    with pytest.raises(ConfigError, match=r"head .* does not answer any more \(gcs: is gone\); start .* are kept"):
+        nodes.rooms()
+
+
+def test_a_node_that_joins_gets_actors_where_their_number_is_not_given(tmp_path: Path) -> None:
+    def of(workers: int | None) -> RayParams:
+        return RayParams(address="auto", workers=workers)
+
+    assert (sizes(of(None), 8), sizes(of(3), 8), sizes(of(9), 8)) == ((8, 1), (3, 3), (8, 1))
+    rooms = [1]
+
+    async def body() -> int:
+        pool = EnvPool(Toy, *sizes(of(None), 3), opener=lambda f, w: open_process(f, w) if len(w) < rooms[0] else None)
+        try:
+            async with pool.lease() as a, pool.lease() as b:
+                before = {(await e.reset(task())).text.split()[2] for e in (a, b)}
+                rooms[0] = 2
+                async with pool.lease() as c:
+                    return len(before | {(await c.reset(task())).text.split()[2]})
+        finally:
+            await pool.close()
+
+    assert asyncio.run(body()) == 2
+
+
 def test_where_there_is_no_room_the_others_hold_more_and_without_any_it_is_a_fault() -> None:
-
-    from ragdistill.envs.hosts import open_process
-
     async def body(rooms: int) -> set[str]:
         pool = EnvPool(Toy, 3, 1, opener=lambda f, w: open_process(f, w) if len(w) < rooms else None)
         try:
@@ -112,6 +217,12 @@ def test_a_game_travels_with_its_hash_and_nothing_else_does(tmp_path: Path, monk
     assert game_of(one) == b"game"
     for data in ("", "data", "../secret", str(tmp_path / "secret"), "official:x", "key/synthetic/3"):
         assert game_of(msgspec.structs.replace(one, data=data)) is None
+    (here / "data" / "g.tw-pddl").rename(tmp_path / "cached")
+    (here / "data" / "g.tw-pddl").symlink_to(tmp_path / "cached")
+    assert game_of(one) == b"game", "as DVC links it to its cache"
+    (tmp_path / "cached").write_text("no game")
+    with pytest.raises(IdentityError, match="is not the game"):
+        game_of(one)
     kept = keep(one, b"game", there)
     assert (there / kept.data).read_bytes() == b"game" and keep(one, b"game", there) == kept
     with pytest.raises(IdentityError, match="is not the game"):
@@ -154,6 +265,11 @@ def test_where_no_cluster_answers_one_sentence_says_so(address: str, monkeypatch
 
 
 # A real cluster
+
+
+def jobs_of() -> list[tuple[Task, int]]:
+    """As the fixture has them, in another process."""
+    return [(t, i % ATTEMPTS) for i, t in enumerate(read_jsonl(Path("jobs.jsonl"), Task))]
 
 
 class Noted(ScriptedModel):
@@ -205,8 +321,7 @@ def settings(address: str | None) -> Params:
 def played(address: str | None, jobs: Sequence[tuple[Task, int]], model: Noted) -> list[Trajectory]:
     """Play with an empty journal; times are set to 0."""
     journal = cache_dir("journal", "episodes")
-    for entry in journal.rglob("*.json"):
-        entry.unlink()
+    emptied()
     done = play(settings(address), "base", "rollouts", jobs, model, 0.7)
     stored = Journal(journal, Trajectory)
     assert [stored.get(t.id) for t in done] == done and len(list(journal.rglob("*.json"))) == len(done) == len(jobs)
@@ -214,37 +329,100 @@ def played(address: str | None, jobs: Sequence[tuple[Task, int]], model: Noted) 
     return [msgspec.structs.replace(t, seconds=0.0) for t in done]
 
 
+class Strike:
+    """Kills a node, in a thread, once `after` episodes are finished; `join` hands over what went wrong with it."""
+
+    def __init__(self, root: Path, node: Node, after: int) -> None:
+        self.finished: set[str] = set()
+        self._wrong: list[BaseException] = []
+        self._thread = threading.Thread(target=self._run, args=(root, node, after), daemon=True)
+        self._thread.start()
+
+    def _run(self, root: Path, node: Node, after: int) -> None:
+        try:
+            journal, deadline = root / "cache" / "journal" / "episodes", time.monotonic() + DEADLINE
+            while len(found := {p.stem for p in journal.rglob("*.json")}) < after:
+                assert time.monotonic() < deadline, f"{len(found)} episodes ended in {DEADLINE:g} s"
+                time.sleep(0.02)
+            self.finished.update(found)
+            assert kill(node) > 2
+        except BaseException as e:  # noqa: BLE001 - handed over by `join`
+            self._wrong.append(e)
+
+    def join(self) -> None:
+        self._thread.join(DEADLINE)
+        if self._wrong:
+            raise self._wrong[0]
+        assert not self._thread.is_alive()
+
+
+def emptied() -> None:
+    for entry in cache_dir("journal", "episodes").rglob("*.json"):
+        entry.unlink()
+
+
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("size", "shared"), [(2, False), (4, True)])
 def test_a_cluster_plays_what_this_machine_plays_and_a_lost_node_costs_its_unfinished_episodes_only(
-    size: int, project: tuple[Path, list[tuple[Task, int]]], here: list[Trajectory]
-) -> None:
+    size: int, shared: bool, project: tuple[Path, list[tuple[Task, int]]], here: list[Trajectory],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """With a folder that nodes share, and without any: then each keeps its games in a folder of its own."""
     root, jobs = project
-    with cluster(size) as (address, nodes):
+    if not shared:
+        monkeypatch.setattr(ray_pool, "shared_name", lambda _: root / "only" / "here")
+    with cluster(size) as (address, nodes, where):
         quiet = Noted()
         assert played(address, jobs, quiet) == here
         assert {e[-2:] for e in quiet.episodes} == {"/0"}
-        assert list((root / "cache" / "env" / "games").rglob("*.tw-pddl"))
+        games = (root / "cache" / "env" if shared else where / OWN / "env") / "games"
+        assert list(games.rglob("*.tw-pddl"))
 
-        finished: set[str] = set()
-
-        def strike() -> None:
-            journal = root / "cache" / "journal" / "episodes"
-            while len(found := {p.stem for p in journal.rglob("*.json")}) < 5:
-                time.sleep(0.02)
-            finished.update(found)
-            assert kill(nodes[-1]) > 2
-
-        victim = Noted()
-        killer = threading.Thread(target=strike)
-        for entry in cache_dir("journal", "episodes").rglob("*.json"):
-            entry.unlink()
-        killer.start()
+        emptied()
+        victim, strike = Noted(), Strike(root, nodes[-1], 5)
         again = played(address, jobs, victim)
-        killer.join()
+        strike.join()
     assert again == here
     replayed = {e.rpartition("/")[0] for e in victim.episodes if not e.endswith("/0")}
+    finished = strike.finished
     print(f"{size} raylets: {len(finished)} of {len(jobs)} finished when one was killed, {len(replayed)} played again")
     assert 0 < len(replayed) <= -(-8 // size) + 1 and not replayed & finished
+
+
+HEADLESS = """
+import sys
+from pathlib import Path
+from ragdistill.stages.common import run_stage
+from tests.test_ray import Noted, jobs_of, settings
+from ragdistill.stages.playing import play
+run_stage("rollouts", lambda _: str(len(play(settings(sys.argv[1]), "base", "rollouts", jobs_of(), Noted(), 0.7))))
+"""
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_lost_head_ends_the_run_with_one_sentence_and_keeps_what_is_finished(
+    project: tuple[Path, list[tuple[Task, int]]],
+) -> None:
+    root, jobs = project
+    write_jsonl(root / "jobs.jsonl", [t for t, _ in jobs])
+    shutil.copy(ROOT / "params.yaml", root)
+    emptied()
+    with cluster(2) as (address, nodes, _):
+        env = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT)))}
+        driver = subprocess.Popen(
+            [sys.executable, "-c", HEADLESS, address], cwd=root, env=env, stderr=subprocess.PIPE, text=True
+        )
+        strike = Strike(root, nodes[0], 3)
+        try:
+            _, words = driver.communicate(timeout=DEADLINE)
+        finally:
+            driver.kill()
+        strike.join()
+    kept = {p.stem for p in (root / "cache/journal/episodes").rglob("*.json")}
+    assert driver.returncode == 1 and kept >= strike.finished
+    lines = [line for line in words.splitlines() if line.startswith("rollouts: ")]
+    assert len(lines) == 1 and "head" in lines[0] and "Traceback" not in words, words[-3000:]

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 def needs(*modules: str) -> pytest.MarkDecorator:
     absent = [m for m in modules if find_spec(m.partition(".")[0]) is None]
-    return pytest.mark.skipif(bool(absent), reason=f"not installed: {', '.join(absent)}")
+    return pytest.mark.skipif(bool(absent), reason=f"{', '.join(absent)} not installed (extra remotes)")
 
 
 @pytest.fixture

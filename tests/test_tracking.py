@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -14,18 +15,22 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.request import urlopen
 
+import msgspec
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 from mlflow.tracking import MlflowClient
 
 from ragdistill import cli, tracking
 from ragdistill.commands.smoke import override
 from ragdistill.envs.alfworld.domain import AlfworldDomain
-from ragdistill.errors import ConfigError
+from ragdistill.errors import ConfigError, EnvironmentFault
 from ragdistill.llm import Sampling
+from ragdistill.llm.endpoint import EndpointModel
 from ragdistill.params import convert_params, load_params
-from ragdistill.records import Message, StopReason, Trajectory, write_json, write_jsonl
+from ragdistill.records import Message, Step, StopReason, Trajectory, digest, write_json, write_jsonl
 from ragdistill.stages import track
+from tests.misbehaving import KEY, Act, serving, then
 from tests.ray_cluster import HOST, free_port, kill
 from tests.scripted_policy import play as policy
 from tests.test_params import changed
@@ -98,6 +103,89 @@ def test_a_silent_server_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
         tracking.open_client(f"http://{HOST}:9")
 
 
+def test_keys_reach_no_run_trace_or_artifact_though_servers_repeat_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reply, a refusal and an error that hold the key, as trajectories have them, projected into a directory."""
+    for name in ("PLAYER_KEY", "VLLM_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, KEY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(track, "STORE", tmp_path / "mlruns")
+    refused = {"choices": [{"message": {"refusal": f"No, {KEY}"}, "finish_reason": "stop"}]}
+    acts = [Act(text=f"Action: say {KEY}"), Act("body", body=refused), Act("body", body={"choices": KEY})]
+    with serving(then(acts)) as server:
+        raw = changed("endpoint.base_url", server.url)
+        raw["endpoint"] |= {"api_key_env": "PLAYER_KEY", "model": "m", "budget": None}
+        raw["vllm"]["url"] = server.url
+        raw["sft"]["variants"], raw["evaluate"]["policies"] = ["distilled"], ["base"]
+        params = convert_params(raw)
+        model = EndpointModel(params.endpoint, tmp_path / "calls", tmp_path / "ledger.jsonl", "rollouts")
+        asked = [Message(role="user", content=f"question {i}") for i in range(len(acts))]
+        said = [asyncio.run(model.chat([q], Sampling())).text for q in asked]
+        model.close()
+    assert server.keys == [f"Bearer {KEY}"] * 3 and all("***" in text for text in said[:2])
+    finished(tmp_path, b"one", 1)
+    played = [
+        msgspec.structs.replace(trajectory(f"{run}-{i}"), error=text, steps=(step(text),))
+        for run in ("base", "distilled") for i, text in enumerate(said)
+    ]  # fmt: skip
+    for run in ("base-0", "distilled-0"):
+        write_jsonl(tmp_path / "results/eval" / run / "trajectories.jsonl", [t for t in played if t.id[:4] == run[:4]])
+    print(track.body(params))
+    files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert any(b"say ***" in data for p, data in files.items() if p.name == "mlflow.db"), "traces are looked into"
+    assert not [p for p, data in files.items() if KEY.encode() in data]
+
+
+def test_a_server_that_fails_in_the_middle_is_one_sentence_and_the_next_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", KEY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(track, "STORE", tmp_path / "mlruns")
+    raw = changed("sft.variants", ["distilled"])
+    raw["evaluate"]["policies"] = ["base"]
+    finished(tmp_path, b"one", 1)
+    with monkeypatch.context() as patch:
+
+        def broken(*_: object, **__: object) -> None:
+            raise MlflowException(f"500 error for {KEY}\n<html>")
+
+        patch.setattr(MlflowClient, "log_inputs", broken)
+        with pytest.raises(EnvironmentFault, match=r"mlruns/mlflow.db \(500 error for \*\*\* <html>\); run again"):
+            track.body(convert_params(raw))
+    line = track.body(convert_params(raw))
+    raw["ray"]["address"], raw["training"]["packing"] = "auto", True
+    assert track.body(convert_params(raw)) == line, "the same results, computed elsewhere"
+    raw["hints"]["k"] = 1
+    assert track.body(convert_params(raw)).split()[1] != line.split()[1]
+    store = f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+    client = MlflowClient(store, store)
+    runs = client.search_runs([client.search_experiments(filter_string="name = 'ragdistill'")[0].experiment_id])
+    assert len(runs) == 2 and all(run.info.status == "FINISHED" for run in runs)
+
+
+def test_where_results_are_recorded_is_no_part_of_what_they_are() -> None:
+    settings = dict(track.flat(msgspec.to_builtins(load_params(ROOT / "params.yaml"))))
+    own = {k: v for k, v in settings.items() if not k.startswith(track.ELSEWHERE)}
+    assert settings.keys() - own.keys() >= {"ray.address", "training.launch", "track.uri"} and "track.experiment" in own
+    assert track.lineage(settings, {"a": "b"}) == digest("lineage", own, {"a": "b"})
+    for key, value in (("ray.workers", 3), ("training.processes", 2), ("track.uri", "http://h")):
+        assert track.lineage(settings | {key: value}, {}) == track.lineage(settings, {})
+    assert track.lineage(settings | {"hints.k": 1}, {}) != track.lineage(settings, {})
+
+
+def step(reply: str) -> Step:
+    return Step(reply=reply, thought="", action="look", observation="nothing")
+
+
+def trajectory(name: str) -> Trajectory:
+    return Trajectory(
+        id=name, task_id="t", policy=name, agent="react", attempt=0, seed=0, goal="g", bucket="b", group="room",
+        kind="k", stop=StopReason.LOOP,
+    )  # fmt: skip
+
+
 # A real server
 
 
@@ -145,12 +233,8 @@ def finished(project: Path, weights: bytes, lineage: int) -> None:
         (project / name).mkdir(parents=True, exist_ok=True)
         (project / name / "file.csv").write_text(f"{lineage}\n")
     for run in ("base-0", "distilled-0"):
-        played = Trajectory(
-            id=run, task_id="t", policy=run, agent="react", attempt=0, seed=0, goal="g", bucket="b", group="room",
-            kind="k", stop=StopReason.LOOP,
-        )  # fmt: skip
         (project / "results/eval" / run).mkdir(parents=True, exist_ok=True)
-        write_jsonl(project / "results/eval" / run / "trajectories.jsonl", [played])
+        write_jsonl(project / "results/eval" / run / "trajectories.jsonl", [trajectory(run)])
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from ragdistill.llm import weights
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
 from ragdistill.params import LoraParams
 from ragdistill.records import Message, SftExample
-from ragdistill.training import encode, fast, hardware, sft, trainer
+from ragdistill.training import encode, fast, hardware, memory, sft, trainer
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}"
@@ -159,6 +159,56 @@ def test_head_loss_equals_cross_entropy_over_several_chunks() -> None:
     (want,) = torch.autograd.grad(expected / 7, hidden)
     (got,) = torch.autograd.grad(found / 7, hidden)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+def biased(base: Path, path: Path) -> Path:
+    """The tiny model with biases in attention, as Qwen2.5 has them."""
+    from transformers import AutoModelForCausalLM
+
+    config = memory.architecture(str(base))
+    config.attention_bias = True
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    load_tokenizer(base).save_pretrained(path)
+    return path
+
+
+def test_layers_that_cannot_be_fused_equal_peft_and_keep_their_input_s_precision(base: Path, tmp_path: Path) -> None:
+    dropping = msgspec.structs.replace(LORA, dropout=0.3)
+    model: Any = trainer_for(biased(base, tmp_path / "biased"), CHATS, dropping, tmp_path).model.train()
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    torch.nn.init.normal_(layer.base_layer.bias)
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    parameters = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+    results = []
+    for _ in range(2):
+        x = torch.linspace(-1, 1, 4 * 48).view(1, 4, 48).requires_grad_()
+        torch.manual_seed(3)
+        out = layer(x)
+        results.append([out, *torch.autograd.grad(out.square().sum(), (x, *parameters))])
+        added = layer.__dict__.pop("forward", None)  # second round: peft's own
+        assert added is not None or len(results) == 2
+    for own, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(own, theirs, atol=1e-5, rtol=1e-5)
+    fast.fuse_lora(model)
+    layer.base_layer.to(torch.bfloat16)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        assert layer(torch.ones(1, 4, 48, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert not [t for t in kept if t.shape[-1] == 48 and t.numel() == 4 * 48 and t.dtype == torch.float32]
+    assert {p.dtype for p in parameters} == {torch.float32}
+
+
+def test_the_adapter_of_a_base_in_4_bits_is_float32_too(base: Path, tmp_path: Path) -> None:
+    """TRL makes it bfloat16. The base here only says that it has 4 bits: the package needs CUDA."""
+    how = hardware.plan(hardware.AUTO, base, LORA)
+    tokenizer = load_tokenizer(base)
+    corpus = encode.encode(CHATS, ChatFormat(tokenizer), LORA.max_tokens)
+    model: Any = trainer.load_base(base, how)
+    model.is_loaded_in_4bit = True
+    args = trainer.training_arguments(LORA, 0, tmp_path, len(corpus.rows), None, how)
+    built: Any = trainer.build_trainer(model, tokenizer, corpus, LORA, args, 512)
+    assert {p.dtype for p in built.model.parameters() if p.requires_grad} == {torch.float32}
 
 
 def test_fused_lora_equals_peft_with_dropout(base: Path, tmp_path: Path) -> None:

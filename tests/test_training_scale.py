@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -21,12 +23,15 @@ from ragdistill.errors import ConfigError, DataError
 from ragdistill.llm import weights
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
 from ragdistill.params import LoraParams, RecipeParams, TrainingParams, load_params
-from ragdistill.training import encode, hardware, launch, memory, once, share
+from ragdistill.training import encode, hardware, launch, memory, once, share, worker
 from ragdistill.training.encode import IGNORE, OURS
 from tests.test_training import CHATS, LORA, example, gradients, make_base, trainer_for
 
 ROOT = Path(__file__).resolve().parents[1]
 MANY = [*CHATS, *(example(f"x{i}", 1 + i % 4) for i in range(5))]
+SEVEN = MANY[:7]
+"""In batches of three: one of two processes gets a second micro-batch, and of the last example one gets nothing."""
+MICRO = 128
 SCALED = msgspec.structs.replace(LORA, epochs=4, batch=3, max_tokens=512)
 
 
@@ -134,6 +139,16 @@ def test_the_processes_gradients_add_up_to_those_of_one(base: Path, tmp_path: Pa
     close({n: sum(g[n] for _, g in each) for n in whole}, whole)  # pyright: ignore[reportArgumentType]
 
 
+def test_the_trainings_below_have_micro_batches_to_wait_for_and_empty_shares(base: Path) -> None:
+    """What they stand on: gradients are synchronised after a process's last micro-batch only."""
+    data = rows(base, SEVEN)
+    for at, expected in ((0, [2, 1]), (3, [2, 1]), (6, [1, 0])):
+        parts = share.shares(data[at : at + SCALED.batch], 2)
+        assert sorted((len(encode.Collator(MICRO, 0)(p)["micro"]) if p else 0 for p in parts), reverse=True) == expected
+        each = [share.Share(encode.Collator(MICRO, 0), rank, 2)(data[at : at + SCALED.batch]) for rank in (0, 1)]
+        assert [len(part["micro"]) for part in each] == [expected[0]] * 2, "the other process waits with empty ones"
+
+
 @pytest.mark.parametrize(
     ("changed", "device", "flash", "expected"),
     [
@@ -175,11 +190,77 @@ def test_what_the_machine_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch, 
         hardware.processes(training(launch="deepspeed"))
 
 
-def test_checkpointing_is_turned_on_where_a_gpu_would_be_too_small() -> None:
+def test_a_base_of_any_size_can_be_planned_on_a_gpu(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
+    """Its memory is estimated there, on a copy of a 16th of its width: of this one that is no head at all."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    gpus = [SimpleNamespace(total_memory=n * 10**9) for n in (80, 24)]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", gpus.__getitem__)
+    how = hardware.plan(hardware.AUTO, base, LORA)
+    assert (how.device, how.attention, how.checkpointing) == ("cuda", "sdpa", False)
+
+
+def test_a_gpu_gets_smaller_micro_batches_first_and_layers_computed_twice_where_that_does_not_do() -> None:
     p = profiles.overlaid("paper-alfworld-7b-react", ROOT / "params.yaml", ROOT / "profiles")
     args = (p.model.base, p.sft.lora, p.sft.recipe.quantize)
-    assert hardware.too_small(80 * 10**9, *args)
-    assert not hardware.too_small(300 * 10**9, *args)
+    found = {gb: hardware.fitting(gb * 10**9, *args, 5000, "auto") for gb in (300, 80, 24, 4)}
+    most = hardware.MICRO_TOKENS["cuda"]
+    assert found[300] == (False, most)
+    recomputed, tokens = found[80]
+    assert not recomputed and 5000 <= tokens < most and tokens % encode.BUCKET == 0
+    assert memory.estimate(*args, tokens).total <= hardware.HEADROOM * 80e9
+    assert found[24][0] and found[24][1] >= 5000
+    assert found[4] == (True, encode.padded(5000)), "tried all the same"
+    assert hardware.fitting(80 * 10**9, *args, 12000, "auto")[0], "the longest example decides"
+    assert not hardware.fitting(24 * 10**9, *args, 5000, False)[0] and hardware.fitting(300 * 10**9, *args, 9, True)[0]
+
+
+def test_a_launch_without_anything_to_shard_says_so(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once.train_once(CHATS, base, tmp_path / "out", LORA, 0, tmp_path / "cache", 3, training=training(launch="fsdp"))
+    assert "training.launch is fsdp, which needs several GPUs" in capsys.readouterr().err
+    assert not any(hardware.unheeded(training(launch=how), n) for how, n in (("auto", 1), ("one", 1), ("fsdp", 2)))
+
+
+def test_a_launcher_that_does_not_end_is_killed_and_ctrl_c_stays_what_it_is(
+    monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path
+) -> None:
+    stubborn = [sys.executable, "-c", "import signal, time; signal.signal(2, signal.SIG_IGN); time.sleep(600)"]
+    monkeypatch.setattr(launch, "command", lambda *_: stubborn)
+    monkeypatch.setattr(launch, "_GRACE", 0.2)
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Noted(subprocess.Popen):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    monkeypatch.setattr(launch.subprocess, "Popen", Noted)
+    job = worker.Job(
+        examples=[], base=str(base), out=str(tmp_path), lora=LORA, seed=0, checkpoints="", every=1, recipe=OURS,
+        training=training(), label="",
+    )  # fmt: skip
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        launch.train_together(job, 2, False)
+    assert started[0].returncode == -signal.SIGKILL
+
+
+def test_a_designed_error_of_any_process_is_left_beside_the_job(
+    monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path
+) -> None:
+    """And without a launcher it is the only process."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("RANK", "1")
+    job = worker.Job(
+        examples=MANY, base=str(base), out=str(tmp_path / "out"), lora=msgspec.structs.replace(SCALED, max_tokens=40),
+        seed=0, checkpoints=str(tmp_path / "c"), every=1, recipe=OURS, training=training(), label="",
+    )  # fmt: skip
+    (tmp_path / "job.json").write_bytes(msgspec.json.encode(job))
+    assert worker.work(tmp_path / "job.json") == 1
+    assert msgspec.json.decode((tmp_path / worker.FAILURE).read_bytes())["kind"] == "DataError"
 
 
 def launcher(name: str) -> Any:
@@ -239,8 +320,9 @@ TRAIN = textwrap.dedent("""
     from pathlib import Path
     import msgspec, torch
     from ragdistill.training import hardware, launch, once
-    from tests.test_training_scale import MANY, SCALED, training
-    hardware.precision_for = lambda _: torch.float32
+    from tests.scale_worker import prepare
+    from tests.test_training_scale import SCALED, SEVEN, training
+    prepare()
     launch.WORKER = "tests.scale_worker"
     base, out, cache, count, dropout = sys.argv[1:]
     if "RAGDISTILL_TEST_FSDP" in os.environ:
@@ -248,7 +330,7 @@ TRAIN = textwrap.dedent("""
         together = once.train_together
         once.train_together = lambda job, count, gpus: together(job, count, False)
     lora = msgspec.structs.replace(SCALED, dropout=float(dropout))
-    once.train_once(MANY, Path(base), Path(out), lora, 3, Path(cache), 3,
+    once.train_once(SEVEN, Path(base), Path(out), lora, 3, Path(cache), 3,
                     training=training(processes=int(count), launch=os.environ.get("RAGDISTILL_TEST_FSDP", "auto")))
 """)
 
@@ -324,31 +406,43 @@ def workers(job_folder: str) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("victims", "then", "dropout"), [("group", 2, 0.1), ("stage", 1, 0.0)])
+@pytest.mark.parametrize(
+    ("victims", "then", "dropout", "env"),
+    [
+        ("group", 2, 0.1, {}),
+        ("interrupted", 1, 0.0, {}),
+        ("stage", 2, 0.1, {"RAGDISTILL_TEST_FSDP": "fsdp", "RAGDISTILL_TEST_DTYPE": "bfloat16"}),
+    ],
+    ids=["data-parallel", "in-one-process-then", "fsdp-bfloat16"],
+)
 def test_killed_processes_resume_to_the_same_curve(
-    base: Path, tmp_path: Path, victims: str, then: int, dropout: float
+    base: Path, tmp_path: Path, victims: str, then: int, dropout: float, env: dict[str, str]
 ) -> None:
     """Bit by bit in as many processes, within rounding in another number of them."""
     tmp = tmp_path / "tmp"
     tmp.mkdir()
     out, whole = tmp_path / "killed", tmp_path / "whole"
-    leader = start(base, out, 2, dropout, RAGDISTILL_TEST_SLOW_FROM="7", TMPDIR=str(tmp))
+    leader = start(base, out, 2, dropout, RAGDISTILL_TEST_SLOW_FROM="7", TMPDIR=str(tmp), **env)
     deadline = time.monotonic() + 400
     while not list(tmp_path.glob("killed-cache/checkpoints/*/checkpoint-6/complete")):
         assert leader.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
         time.sleep(0.05)
     assert len(workers(str(tmp))) >= 2
-    (os.killpg if victims == "group" else os.kill)(leader.pid, signal.SIGKILL)
+    strike = signal.SIGINT if victims == "interrupted" else signal.SIGKILL
+    (os.killpg if victims == "group" else os.kill)(leader.pid, strike)
     leader.wait()
+    log = out.with_name("killed.log").read_text()
+    assert strike == signal.SIGKILL or log.rstrip().endswith("KeyboardInterrupt"), log[-2000:]
     while workers(str(tmp)):
         assert time.monotonic() < deadline, "processes train on without their stage"
         time.sleep(0.1)
     (kept,) = tmp_path.glob("killed-cache/checkpoints/*/checkpoint-6")
     assert {p.name for p in kept.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
     assert not out.exists() and not list(tmp_path.glob("killed-cache/adapters/*"))
-    finish(start(base, out, then, dropout), out)
+    finish(start(base, out, then, dropout, **env), out)
     assert "step 1/" not in out.with_name("killed.log").read_text(), "it went on"
-    finish(start(base, whole, 2, dropout), whole)
+    finish(start(base, whole, 2, dropout, **env), whole)
+    assert curve(whole)[-1] < curve(whole)[0] / 2
     if then == 2:
         assert curve(out) == curve(whole)
         assert weights.adapter_fingerprint(out) == weights.adapter_fingerprint(whole)

@@ -32,6 +32,7 @@ from ragdistill.serving.vllm import PYTHON_ENV, VllmServer, interpreter
 from ragdistill.serving.vllm_chat import VllmChat
 from ragdistill.stages.playing import open_model
 from tests.llm_toys import toy_model, toy_tokenizer
+from tests.misbehaving import KEY
 from tests.serving_toys import CHATS, make_adapter, taught_model
 
 import torch  # isort: skip  (after the engine, which prepares the process)
@@ -69,6 +70,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         with (here / "asked.jsonl").open("a") as f:
             f.write(json.dumps({"path": self.path, "key": self.headers["authorization"], **body}) + "\\n")
+        echo = {"error": {"message": "no, " + self.headers["authorization"]}}
+        if "echo" in body.get("lora_name", "") or body.get("seed") == 99:
+            return self.answer(400, echo)
+        if "response_format" in body and body["seed"] == 98:
+            return self.answer(400, {"error": {"message": "No structured outputs backend."}})
         if self.path == "/v1/load_lora_adapter":
             models[body["lora_name"]] = args.served_model_name
             return self.answer(200, "ok")
@@ -82,8 +88,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         cached = {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4}
         cached["prompt_tokens_details"] = {"cached_tokens": 5}
         end = "length" if body["max_tokens"] <= 3 else "stop"
+        said = f"says {body['model']}" if body["seed"] != 97 else "I was sent " + self.headers["authorization"]
         self.answer(200, {"id": "x", "object": "text_completion", "created": 0, "model": body["model"], "usage": cached,
-                          "choices": [{"index": 0, "text": f"says {body['model']}", "finish_reason": end}]})
+                          "choices": [{"index": 0, "text": said, "finish_reason": end}]})
 
 http.server.ThreadingHTTPServer(("127.0.0.1", args.port), Handler).serve_forever()
 """
@@ -220,6 +227,42 @@ def test_prompts_arrive_as_the_ids_that_other_engines_read(fake: Path, base: Pat
     assert not server.healthy(), "it was started for this model alone"
     with pytest.raises(RuntimeError):
         ask(model, CHATS[0][:1])
+
+
+def test_a_server_that_repeats_its_key_is_repeated_without_it(
+    fake: Path, base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One given by address, to which the user's own key is sent: what it says ends in trajectories and logs."""
+    with start(fake, base) as own:
+        monkeypatch.setenv(vllm.KEY_ENV, KEY)
+        server = vllm.connect(own.url)
+        model = VllmChat(server, base, adapter, 2, lambda: None)
+        with pytest.raises(EnvironmentFault, match=r"no, Bearer \*\*\*") as refused:
+            ask(model, CHATS[0][:1], seed=99)
+        with pytest.raises(EnvironmentFault, match=r"no, Bearer \*\*\*") as unloaded:
+            server.load(base, make_adapter(base, tmp_path / "echo-0"))
+        assert ask(model, CHATS[0][:1], seed=97).text == "I was sent Bearer ***"
+        model.close()
+    assert questions(fake)[-1]["key"] == f"Bearer {KEY}", "it was sent"
+    assert KEY not in f"{refused.value!r}{unloaded.value!r}"
+    monkeypatch.setenv(vllm.KEY_ENV, f"{KEY}\nX: y")
+    with pytest.raises(ConfigError, match="holds something that is no key") as broken:
+        vllm.connect(own.url)
+    assert KEY not in str(broken.value)
+
+
+def test_a_schema_is_sent_and_left_out_for_a_server_that_cannot_constrain(fake: Path, base: Path) -> None:
+    schema = '{"type": "object"}'
+    with start(fake, base) as server:
+        model = VllmChat(server, base, None, 2, lambda: None)
+        ask(model, CHATS[0][:1], schema=schema)
+        ask(model, CHATS[0][:1])
+        assert ask(model, CHATS[0][:1], schema=schema, seed=98).text.startswith("says")
+        ask(model, CHATS[0][:1], schema=schema)
+        model.close()
+    sent = [q.get("response_format", {}).get("type") for q in questions(fake)]
+    assert sent == ["json_schema", None, "json_schema", None, None]
+    assert questions(fake)[0]["response_format"]["json_schema"]["schema"] == {"type": "object"}
 
 
 def test_base_and_students_are_different_models(fake: Path, base: Path, adapter: Path) -> None:

@@ -82,10 +82,11 @@ def _play(args: argparse.Namespace) -> int:
 
 
 def _estimate(args: argparse.Namespace) -> int:
-    from ragdistill.commands.estimate import Speeds, estimate
+    from ragdistill.commands.costs import Speeds
+    from ragdistill.commands.estimate import estimate
 
     speeds = Speeds(args.prefill, args.decode, args.train, args.latency, args.gpu_price)
-    return estimate(args.params, speeds)
+    return estimate(args.profile, args.params, speeds)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -151,6 +152,7 @@ def _add_settings(add: Add) -> None:
     data.add_argument("--size", default="all", help="all (default) or small (WebShop's 1,000 products)")
     data.add_argument("--dvc", action="store_true", help="as a tracked import (`dvc import-url`)")
     cost = add("estimate", _estimate, "estimate tokens, money and time of each stage; asks and spends nothing")
+    cost.add_argument("profile", nargs="?", metavar="PROFILE", help="as this profile would change params.yaml")
     cost.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters to estimate")
     for name, default, what in (
         ("prefill", 10_000.0, "prompt tokens/s of one GPU, for a 14B model"),

@@ -5,13 +5,9 @@ A failed episode is data (`records.StopReason`), never one of these.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import re
 from collections.abc import Iterator
-from typing import Any
-
-import msgspec
 
 
 class RagdistillError(Exception):
@@ -97,21 +93,3 @@ def memory_fault(error: BaseException, relief: str) -> MemoryFault | None:
     if not short:
         return None
     return MemoryFault(f"the memory is not enough ({short}); {relief} and run again, finished work is kept.")
-
-
-def explain(message: str, root: type[msgspec.Struct]) -> str:
-    """A decoder's `message` about data for `root`, with the nearest valid key where it complains of an unknown one."""
-    unknown = re.match(r"Object contains unknown field `(.+?)`(?: - at `\$\.?(.*)`)?", message)
-    if not unknown:
-        return message
-    key, place = unknown.group(1), unknown.group(2) or ""
-    near = difflib.get_close_matches(key, _keys_at(place, root), n=1, cutoff=0.0)
-    dotted = f"{place}.{key}" if place else key
-    return f"unknown key `{dotted}`; the nearest valid key is `{near[0]}`." if near else f"unknown key `{dotted}`."
-
-
-def _keys_at(place: str, root: Any) -> list[str]:
-    section = root
-    for name in filter(None, place.split(".")):
-        section = {f.name: f.type for f in msgspec.structs.fields(section)}[name]
-    return [f.name for f in msgspec.structs.fields(section)]

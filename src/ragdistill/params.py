@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
-from ragdistill.errors import ConfigError, explain
+from ragdistill.checks import contradictions, explain
+from ragdistill.errors import ConfigError
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
@@ -76,7 +76,7 @@ class PriceParams(Section, frozen=True):
 class EndpointParams(Section, frozen=True):
     base_url: str
     model: str
-    api_key_env: str | None
+    api_key_env: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\Z")] | None
     tokenizer: str | None
     deadline: PositiveFloat
     retries: NonNegative
@@ -201,7 +201,7 @@ class ReportParams(Section, frozen=True):
 
 
 class TrackParams(Section, frozen=True):
-    uri: Annotated[str, msgspec.Meta(pattern=r"^(env|https?://[^@/?#\s]+(/[^@?#\s]*)?)$")] | None
+    uri: str | None
     experiment: str
     registered_model: str | None
 
@@ -218,7 +218,7 @@ class PromoteParams(Section, frozen=True):
 
 
 class RayParams(Section, frozen=True):
-    address: Annotated[str, msgspec.Meta(pattern=r"^(auto|local|[^@/\s]+:\d+)$")] | None
+    address: Annotated[str, msgspec.Meta(pattern=r"\A(auto|local|[^@/\s]+:\d+)\Z")] | None
     workers: Positive | None
 
 
@@ -265,36 +265,6 @@ def convert_params(raw: Any, where: str = "params") -> Params:
         params = msgspec.convert(raw, Params)
     except msgspec.ValidationError as e:
         raise ConfigError(f"{where}: {explain(str(e), Params)}") from None
-    for what in (what for wrong, what in _contradictions(params) if wrong):
+    for what in contradictions(params):
         raise ConfigError(f"{where}: {what}")
     return params
-
-
-def _contradictions(p: Params) -> list[tuple[bool, str]]:
-    """Values that are valid alone and wrong together; found before hours are spent on them."""
-    lessons = {"distilled": "hints", "sft_retry": "retry", "distilled_random": "random"}
-    missing = [v for v in p.sft.variants if v in lessons and lessons[v] not in p.teach.variants]
-    return [
-        (bool(missing), f"sft.variants has {missing}, but teach.variants lacks what they learn from ({lessons})."),
-        (not p.sft.seeds, "sft.seeds is empty; give at least one training seed, e.g. [0]."),
-        (p.coldstart.plain + p.coldstart.hinted > 1.0, "coldstart.plain + coldstart.hinted exceed 1."),
-        (p.hints.ranker == "embedding" and not p.hints.embedder, "hints.ranker is embedding; name hints.embedder."),
-        (p.hints.ranker == "lift" and not p.lift.hints, "hints.ranker is lift; set lift.hints, e.g. to 4."),
-        (p.model.engine == "scripted" and not p.model.script, "model.engine is scripted; set model.script."),
-        *_endpoint_contradictions(p),
-    ]
-
-
-def _endpoint_contradictions(p: Params) -> list[tuple[bool, str]]:
-    url, e, players = urlsplit(p.endpoint.base_url), p.endpoint, (p.model.engine, p.model.teacher, p.hints.llm.model)
-    return [
-        (url.scheme not in ("http", "https") or not url.hostname, "endpoint.base_url is no http(s) address."),
-        (
-            "@" in url.netloc or bool(url.query),  # this file is committed and logged
-            "endpoint.base_url holds a user or a query; put the key into the variable endpoint.api_key_env names.",
-        ),
-        (
-            "endpoint" in players and not (e.prices.prompt or e.prices.completion) and e.budget is not None,
-            "endpoint.budget cannot be kept while endpoint.prices are 0; set the prices, or budget: null.",
-        ),
-    ]

@@ -29,7 +29,7 @@ from mlflow.tracking import MlflowClient
 
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.stats import PairedTest
-from ragdistill.tracking import Store, experiment, open_client, store_uri
+from ragdistill.tracking import Store, experiment, open_client, recorded, store_uri
 
 LINEAGE_TAG, SHA_TAG, PREVIOUS_TAG = "ragdistill.lineage", "ragdistill.adapter_sha256", "ragdistill.previous_champion"
 CHALLENGER, CHAMPION = "challenger", "champion"
@@ -83,6 +83,7 @@ class Projection:
     """With `DVC_EXP_NAME` the alias `challenger` stays: a queued experiment must not displace the workspace's own."""
 
 
+@recorded
 def project(store: Store, p: Projection) -> Projected:
     """Mirror `p` into one MLflow run, found or created by its lineage; idempotent.
 
@@ -109,12 +110,14 @@ def project(store: Store, p: Projection) -> Projected:
     return Projected(run_id, version)
 
 
+@recorded
 def champion_and_challenger(store: Store, name: str) -> Aliases:
     """Versions behind the aliases of the registered model `name`."""
     client = open_client(store)
     return Aliases(_aliased(client, name, CHAMPION), _aliased(client, name, CHALLENGER))
 
 
+@recorded
 def download(store: Store, name: str, alias: str, dest: Path) -> Path:
     """Copy the adapter behind `alias` into the new directory `dest` and return it.
 
@@ -151,6 +154,7 @@ def decide(difference: PairedTest, margin: float, has_champion: bool) -> Decisio
     return Decision(False, f"Refuse: {numbers}; evaluate more tasks until the lower bound is above {100 * bound:+.1f}.")
 
 
+@recorded
 def promote(store: Store, name: str, version: str, decision: Decision, who: str, difference: PairedTest) -> None:
     """Move `champion` to `version`, the challenger that was evaluated; who, when, why and numbers go on the version.
 
@@ -180,6 +184,7 @@ def promote(store: Store, name: str, version: str, decision: Decision, who: str,
     client.set_registered_model_alias(name, CHAMPION, version)
 
 
+@recorded
 def rollback(store: Store, name: str, who: str) -> str:
     """Move `champion` back to the version it replaced and return that; `ConfigError` when there is none."""
     client = open_client(store)

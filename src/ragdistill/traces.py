@@ -20,7 +20,7 @@ from mlflow.tracing.client import TracingClient
 from mlflow.tracking import MlflowClient
 
 from ragdistill.records import Step, StopReason, Trajectory, digest
-from ragdistill.tracking import Store, store_uri
+from ragdistill.tracking import Store, recorded, store_uri
 
 _LINKS = 100
 """MLflow's limit of traces in one request."""
@@ -37,6 +37,7 @@ def sample(trajectories: Mapping[str, Sequence[Trajectory]]) -> list[Trajectory]
     return [t for played in trajectories.values() for t in played if t.task_id in chosen]
 
 
+@recorded
 def log_traces(store: Store, run_id: str, trajectories: Sequence[Trajectory]) -> int:
     """Write those that the run's experiment does not hold yet and link all to the run; returns how many were new.
 

@@ -12,8 +12,10 @@ import fcntl
 import logging
 import os
 import tempfile
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Concatenate, ParamSpec, TypeVar
 
 # Usage statistics are sent over the network unless this is set before the import.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -26,12 +28,18 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from ragdistill.errors import ConfigError
-from ragdistill.files import write_atomic
+from ragdistill.checks import address_fault
+from ragdistill.errors import ConfigError, EnvironmentFault, lacks_memory
+from ragdistill.files import storage_error, write_atomic
+from ragdistill.llm.keys import clean
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Store = Path | str
 """A directory, or a server's http(s) address."""
 VARIABLE = "MLFLOW_TRACKING_URI"
+SECRETS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
+"""Variables whose values no message repeats, whatever a server says."""
 
 
 def store_at(uri: str | None, local: Path) -> Store:
@@ -42,12 +50,10 @@ def store_at(uri: str | None, local: Path) -> Store:
     if uri is None:
         return local
     named = os.environ.get(VARIABLE, "") if uri == "env" else uri
-    parts = urlsplit(named)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
+    if fault := address_fault(named):
         raise ConfigError(
-            f"track.uri is {'env, but ' + VARIABLE if uri == 'env' else 'set, but'} is no http(s) address without user "
-            "and query; credentials go into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-            "MLFLOW_TRACKING_TOKEN."
+            f"{f'track.uri is env, but {VARIABLE}' if uri == 'env' else 'track.uri'} {fault}; give https://host, and "
+            "put credentials into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
         )
     return named.rstrip("/")
 
@@ -106,6 +112,30 @@ def experiment(client: MlflowClient, store: Store, name: str) -> str:
     # Left out, the location would resolve from the current directory even with an absolute sqlite URI.
     place = (store.resolve() / "artifacts" / name).as_uri() if isinstance(store, Path) else None
     return client.create_experiment(name, artifact_location=place)
+
+
+def recorded(asked: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate[Store, P], T]:
+    """Make a failure of MLflow in the middle of `asked`, whose first argument is the store, an `EnvironmentFault`.
+
+    What the machine refused (disk, memory) is left to whoever knows the remedy.
+    """
+
+    @wraps(asked)
+    def ask(store: Store, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return asked(store, *args, **kwargs)
+        except (MlflowException, OSError) as e:
+            if storage_error(e) or lacks_memory(e) or (isinstance(e, OSError) and isinstance(store, Path)):
+                raise
+            why = str(e)
+            for name in SECRETS:
+                why = clean(why, os.environ.get(name, "").strip())
+            raise EnvironmentFault(
+                f"MLflow failed at {store_label(store)} ({why.rstrip('.')}); run again once it answers: what is "
+                "recorded already is found, not recorded twice."
+            ) from None
+
+    return ask
 
 
 def _ask(client: MlflowClient, server: str) -> None:

@@ -38,5 +38,9 @@ def show_memory(profile: str | None) -> int:
     for name, size, what in rows:
         print(f"  {name:<17}{size / 1e9:>7.1f} GB  {what}")
     if setting == "auto":
-        print(f"  training.checkpointing=auto recomputes layers on GPUs below {m.total / HEADROOM / 1e9:.0f} GB")
+        least, all_at_once = ((fixed + m.per_token * n) / HEADROOM / 1e9 for n in (longest, m.tokens))
+        print(
+            f"  training.checkpointing=auto takes smaller micro-batches on GPUs below {all_at_once:.0f} GB, and "
+            f"recomputes layers below {least:.0f} GB"
+        )
     return 0

@@ -22,6 +22,8 @@ from ragdistill.errors import EnvironmentFault, RagdistillError
 from ragdistill.records import Task
 
 Factory = Callable[[], Env]
+PREPARE = "prepare"
+"""What a host is asked first where making an environment can take long: no time-out of a step counts for it."""
 _GRACE = 2.0
 """Seconds a healthy worker gets to close its environments before it is killed."""
 
@@ -65,13 +67,15 @@ class Slots:
         self._envs: dict[int, Env] = {}
 
     def answer(self, slot: int, verb: str, argument: Any) -> tuple[object, float]:
-        """(observation, or an error's class name and text; CPU seconds it took)."""
+        """(observation, or an error's class name and text; CPU seconds). With `PREPARE` it is only made."""
         started = time.process_time()
         try:
             if slot not in self._envs:
                 self._envs[slot] = self._factory()
             env = self._envs[slot]
-            answer: object = env.reset(argument) if verb == "reset" else env.step(argument)
+            answer: object = None
+            if verb != PREPARE:
+                answer = env.reset(argument) if verb == "reset" else env.step(argument)
         except RagdistillError as e:
             answer = (type(e).__name__, str(e))
         except Exception as e:  # noqa: BLE001 - boundary: any engine failure becomes one EnvironmentFault

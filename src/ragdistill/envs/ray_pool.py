@@ -14,27 +14,25 @@ journal of the machine that plays. Knows no particular environment, no model and
 
 from __future__ import annotations
 
-import hashlib
 import os
+import re
 import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from functools import cache, partial
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import msgspec
-
 import ragdistill
-from ragdistill.envs import Env, identity_of, make_domain
-from ragdistill.envs.hosts import Factory, Host, Slots
+from ragdistill.envs import identity_of, make_domain
+from ragdistill.envs.hosts import PREPARE, Factory, Host
 from ragdistill.envs.pool import EnvPool, LeasedEnv
-from ragdistill.errors import ConfigError, IdentityError, RagdistillError
-from ragdistill.files import write_atomic
+from ragdistill.envs.ray_node import NodeWorker, check_game, open_on_node
+from ragdistill.errors import ConfigError, EnvironmentFault
 from ragdistill.params import EnvParams, RayParams
 from ragdistill.records import Task
 
@@ -67,7 +65,7 @@ def connect(address: str) -> ModuleType:
             address=address, log_to_driver=False, logging_level="ERROR", runtime_env={"py_modules": [package]}, **local
         )
     except Exception as e:  # noqa: BLE001 - boundary: Ray raises bare exceptions too, on a time-out for one
-        raise ConfigError(f"No Ray cluster answers ({_line(e)}); `ray start` one (docs/cluster.md), or "
+        raise ConfigError(f"No Ray cluster answers ({said(e)}); `ray start` one (docs/cluster.md), or "
                           "set ray.address to local, or to null.") from None  # fmt: skip
     return ray
 
@@ -81,29 +79,35 @@ def _knock(place: str) -> None:
         raise ConfigError(f"No Ray cluster answers at ray.address {place} ({e}); name the head's host:port.") from None
 
 
-def _line(e: Exception) -> str:
-    """The first sentence of one of Ray's long messages."""
-    return next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)[:300].rstrip(".")
+def said(e: Exception) -> str:
+    """Ray's long messages in one line: what happened is in the first of theirs, and why in the last."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(e)).splitlines() if line.strip()]
+    if len(lines) < 2:
+        return (lines or [type(e).__name__])[0][:300].rstrip(".")
+    return f"{lines[0][:150].rstrip('.:')}: {lines[-1][:300].rstrip('.')}"
+
+
+def sizes(params: RayParams, at_once: int) -> tuple[int, int]:
+    """(most actors, episodes each). Without `ray.workers` as many as there is room for, now or when nodes join."""
+    workers = min(params.workers or at_once, at_once)
+    return workers, -(-at_once // workers)
 
 
 class RayPool:
-    """Up to `params.workers` actors (null: one a CPU of the cluster), together for `at_once` episodes.
+    """Up to `params.workers` actors (null: one a CPU of the cluster, as it is then), together for `at_once` episodes.
 
     `cache` is this machine's folder of what environments keep; nodes that see it under the same name share it. Connects
     at once. Raises `ConfigError` without Ray, without a cluster, or where no node has a CPU.
     """
 
     def __init__(self, params: RayParams, env: EnvParams, admissible: bool, at_once: int, cache: Path) -> None:
-        cache.mkdir(parents=True, exist_ok=True)
-        shared = cache.resolve()
+        shared = shared_name(cache)
         factory = partial(open_on_node, env, admissible, identity_of(make_domain(env), env), shared)
         self._cluster = Cluster(connect(params.address or "auto"), shared)
-        cpus = sum(self._cluster.rooms().values())
-        if not cpus:
+        if not self._cluster.rooms():
             self._cluster.ray.shutdown()
             raise ConfigError("No node of the Ray cluster has a CPU for an environment; start one with --num-cpus.")
-        workers = min(params.workers or cpus, at_once)
-        slots = -(-at_once // workers)
+        workers, slots = sizes(params, at_once)
         self._pool = EnvPool(factory, workers, slots, env.recycle_after, env.step_timeout, self._cluster.open)
 
     def lease(self) -> AbstractAsyncContextManager[LeasedEnv]:
@@ -121,6 +125,12 @@ class RayPool:
         self._cluster.ray.shutdown()
 
 
+def shared_name(cache: Path) -> Path:
+    """What the folder `cache`, which is made, is called here; a node that has it under this name shares it."""
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache.resolve()
+
+
 class Cluster:
     """The nodes, and which of them are avoided for now."""
 
@@ -130,11 +140,18 @@ class Cluster:
         self._rooms: tuple[float, dict[str, int]] = (-_FRESH, {})
 
     def rooms(self) -> dict[str, int]:
-        """Living node → its whole CPUs, where it has any."""
+        """Living node → its whole CPUs, where it has any. `ConfigError` when the cluster's head does not answer."""
         asked, found = self._rooms
         if time.monotonic() - asked > _FRESH:
-            nodes = [n for n in self.ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) >= 1]
-            found = {n["NodeID"]: int(n["Resources"]["CPU"]) for n in nodes}
+            try:
+                nodes = self.ray.nodes()
+            except Exception as e:  # noqa: BLE001 - boundary: whatever Ray raises, it cannot go on
+                raise ConfigError(
+                    f"The head of the Ray cluster does not answer any more ({said(e)}); start the cluster and run "
+                    "again, finished episodes are kept."
+                ) from None
+            alive = [n for n in nodes if n["Alive"] and n["Resources"].get("CPU", 0) >= 1]
+            found = {n["NodeID"]: int(n["Resources"]["CPU"]) for n in alive}
             self._rooms = time.monotonic(), found
         return found
 
@@ -157,12 +174,14 @@ class Cluster:
 
 
 class Actor:
-    """A `Host` on a node. Created without waiting: its first answer includes the start of its process."""
+    """A `Host` on a node. Created without waiting: its first answer includes the start of its process, which is bounded
+    as a step is, and what its first environment builds there, a catalogue perhaps, which is not.
+    """
 
     pid: int | None = None
 
     def __init__(self, cluster: Cluster, node: str, factory: Factory, shared: Path) -> None:
-        self._cluster, self.node, self._answered = cluster, node, False
+        self._cluster, self.node, self._ready = cluster, node, False
         strategies = import_module("ray.util.scheduling_strategies")
         there = strategies.NodeAffinitySchedulingStrategy(node, soft=False)
         made = cluster.ray.remote(NodeWorker).options(num_cpus=_CPUS, max_restarts=0, scheduling_strategy=there)
@@ -175,15 +194,26 @@ class Actor:
         wrong, get = self._cluster.ray.exceptions, self._cluster.ray.get
         game = game_of(argument) if isinstance(argument, Task) else None
         try:
-            answer = get(self._handle.answer.remote(slot, verb, argument, game), timeout=timeout)
+            if not self._ready:
+                get(self._handle.begin.remote(), timeout=timeout)  # its process is there
+                failed, seconds = get(self._handle.answer.remote(slot, PREPARE, "", None))
+                if failed:
+                    return failed, seconds
+                self._ready = True
+            return get(self._handle.answer.remote(slot, verb, argument, game), timeout=timeout)
         except wrong.GetTimeoutError:
             late = f"An environment actor did not start within {timeout:g} s; free a CPU of the cluster for each of "
-            raise TimeoutError("" if self._answered else f"{late}ray.workers, or raise env.step_timeout.") from None
+            raise TimeoutError("" if self._ready else f"{late}ray.workers, or raise env.step_timeout.") from None
+        except wrong.RayTaskError as e:  # the actor lives
+            return (EnvironmentFault.__name__, f"A Ray node failed on {verb} ({said(e)})."), 0.0
         except wrong.RayError as e:
+            if getattr(e, "actor_init_failed", False):
+                raise ConfigError(
+                    f"A Ray node cannot run environments ({said(e)}); install there what is installed here "
+                    "(docs/cluster.md), or take it out of the cluster."
+                ) from None
             self._cluster.lost(self.node)
-            raise EOFError(f"{type(e).__name__}: {_line(e)}") from None
-        self._answered = True
-        return answer
+            raise EOFError(f"{type(e).__name__}: {said(e)}") from None
 
     def quit(self) -> None:
         """Nothing to wait for: the process ends with its environments."""
@@ -197,59 +227,15 @@ class Actor:
 
 
 def game_of(task: Task) -> bytes | None:
-    """Content of the file below the working directory that `task` names; None when it names none."""
+    """Content of the file below the working directory that `task` names; None when it names none.
+
+    It may be a link out of there, as DVC's `cache.type` symlink makes them: the name is what has to stay below, and
+    the content has to be the task's. `IdentityError` when it is not.
+    """
     here = Path.cwd()
-    path = (here / task.data).resolve()
-    return path.read_bytes() if task.data and path.is_relative_to(here) and path.is_file() else None
-
-
-# What follows runs on the nodes.
-
-
-class NodeWorker:
-    """The actor: environments by slot, and the games they were sent. `shared` is the driver's cache."""
-
-    def __init__(self, factory: Factory, shared: Path) -> None:
-        self._games = node_cache(shared) / "games"
-        self._games.mkdir(parents=True, exist_ok=True)
-        os.chdir(self._games)  # tasks name their files relative to the working directory
-        self._slots = Slots(factory)
-
-    def answer(self, slot: int, verb: str, argument: Task | str, game: bytes | None) -> tuple[object, float]:
-        """As `Slots.answer`, with the content of the game that a task names."""
-        try:
-            if isinstance(argument, Task) and game is not None:
-                argument = keep(argument, game, self._games)
-        except RagdistillError as e:
-            return (type(e).__name__, str(e)), 0.0
-        return self._slots.answer(slot, verb, argument)
-
-
-@cache
-def node_cache(shared: Path) -> Path:
-    """The driver's cache where it is there too (the same machine, a shared folder), else this node's own."""
-    if shared.is_dir() and os.access(shared, os.W_OK):
-        return shared
-    own = os.environ.get("RAGDISTILL_CACHE")
-    return (Path(own) if own else Path.home() / ".cache" / "ragdistill").resolve() / "env"
-
-
-def keep(task: Task, game: bytes, folder: Path) -> Task:
-    """`task`, naming a file of that content below `folder`; `IdentityError` when it is not the task's game."""
-    if (found := hashlib.sha256(game).hexdigest()) != task.sha256:
-        raise IdentityError(f"{task.data} is not the game that task {task.id} names; regenerate the task list.")
-    path = folder / found[:2] / f"{found}{Path(task.data).suffix}"
-    if not path.is_file():
-        write_atomic(path, game)
-    return msgspec.structs.replace(task, data=path.relative_to(folder).as_posix())
-
-
-def open_on_node(env: EnvParams, admissible: bool, identity: str, shared: Path) -> Env:
-    """An environment as the driver has it; `IdentityError` when its engine or data are others here."""
-    domain = make_domain(env)
-    if identity_of(domain, env) != identity:
-        raise IdentityError(
-            f"Node {socket.gethostname()} has another {env.name} environment than the machine that plays; install the "
-            "same versions and data there (docs/cluster.md)."
-        )
-    return domain.env_factory(node_cache(shared), admissible)()
+    path = Path(os.path.normpath(here / task.data))
+    if not task.data or not path.is_relative_to(here) or not path.is_file():
+        return None
+    game = path.read_bytes()
+    check_game(task, game)
+    return game

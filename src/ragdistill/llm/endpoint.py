@@ -13,7 +13,6 @@ or address and a spent budget stop everything at once. Knows no task, and no sec
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import sys
 import threading
@@ -28,6 +27,7 @@ from ragdistill.errors import BudgetError, ConfigError, EnvironmentFault, Ragdis
 from ragdistill.journal import Journal
 from ragdistill.llm import Reply, Sampling
 from ragdistill.llm.counting import bound_tokens, counter, estimate_tokens
+from ragdistill.llm.keys import api_key
 from ragdistill.llm.ledger import Account, Ledger
 from ragdistill.llm.limiter import AdaptiveLimiter
 from ragdistill.llm.wire import Answer, Failure, Wire
@@ -54,18 +54,6 @@ class _Call:
     @property
     def wanted(self) -> bool:
         return not all(f.cancelled() for f in self.waiting)
-
-
-def api_key(name: str | None) -> str | None:
-    """The value of the environment variable `name`; `ConfigError`, without the value, when there is no usable one."""
-    if name is None:
-        return None
-    key = os.environ.get(name, "").strip()
-    if not key:
-        raise ConfigError(f"The environment variable {name} is not set; put the key in it, or set api_key_env: null.")
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigError(f"The environment variable {name} holds something that is no key; set it again.")
-    return key
 
 
 class EndpointModel:

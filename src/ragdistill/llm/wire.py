@@ -19,18 +19,19 @@ import msgspec
 
 from ragdistill.errors import ConfigError
 from ragdistill.llm import Reply, Sampling
+from ragdistill.llm.keys import clean, hide
 from ragdistill.records import Message, Usage
 
 if TYPE_CHECKING:
     from openai import APIStatusError
 
-_SHOWN = 200
-"""Characters of a server's words that are repeated."""
 _UNSENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}
 """Transport errors of a request that never left: nothing can be billed."""
 _TOO_LONG = ("context_length", "context length", "context size", "maximum context", "too many tokens", "too long")
 _REFUSED = ("content_filter", "content_policy", "content management policy", "invalid_prompt", "safety")
 _NO_CREDIT = ("insufficient_quota", "billing", "credit")
+NO_SCHEMAS = ("response_format", "json_schema")
+"""In the words of a server that refuses a reply's form."""
 _CAP_NAMES = ("max_tokens", "max_completion_tokens")
 """Two names of the same limit: the servers' usual one, and the only one that OpenAI's newer models take."""
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -106,8 +107,7 @@ class Wire:
 
     def clean(self, text: str) -> str:
         """A server's words without the key, on one line, cut."""
-        text = text.replace(self._key, "***") if self._key else text
-        return " ".join(text.split())[:_SHOWN]
+        return clean(text, self._key)
 
     async def ask(self, messages: Sequence[Message], sampling: Sampling) -> Answer | Failure:
         """Send one request and say what became of it; raises `ConfigError` for what no other attempt would mend."""
@@ -142,8 +142,7 @@ class Wire:
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         if formed:
-            form = {"name": "reply", "strict": True, "schema": msgspec.json.decode(sampling.schema)}
-            body["response_format"] = {"type": "json_schema", "json_schema": form}
+            body["response_format"] = response_format(sampling.schema)
         return body
 
     def _read(self, content: bytes) -> Answer | Failure:
@@ -170,8 +169,11 @@ class Wire:
             return _unusable(f"broken off by the server (finish_reason {finish})", body.usage)
         if text is None and finish in ("tool_calls", "function_call"):
             return _unusable("malformed reply: a tool call that nobody offered", body.usage)
-        text = (text or "").replace(self._key, "***") if self._key else text or ""
-        return Reply(text=text, usage=_usage(body.usage), finish="length" if finish == "length" else "stop")
+        return Reply(
+            text=hide(text or "", self._key),
+            usage=_usage(body.usage),
+            finish="length" if finish == "length" else "stop",
+        )
 
     def _refused(self, e: APIStatusError, cap: str, formed: bool) -> Answer | Failure:
         """A status of 400 or more. Nothing is billed for it."""
@@ -198,10 +200,16 @@ class Wire:
         if cap == _CAP_NAMES[0] and _CAP_NAMES[1] in words:
             self._cap = _CAP_NAMES[1]
             return Failure("the server wants another name for max_tokens", after=0.0, crowded=False)
-        if formed and any(w in words for w in ("response_format", "json_schema")):
+        if formed and any(w in words for w in NO_SCHEMAS):
             self._schemas = False
             return Failure("the server cannot constrain a reply to a schema", after=0.0, crowded=False)
         raise ConfigError(f"{where} refuses the request (HTTP {status}: {said}); check endpoint.model.") from None
+
+
+def response_format(schema: str) -> dict[str, Any]:
+    """How a request asks for a reply that follows `schema`, JSON as text."""
+    form = {"name": "reply", "strict": True, "schema": msgspec.json.decode(schema)}
+    return {"type": "json_schema", "json_schema": form}
 
 
 def _usage(seen: _Usage | None) -> Usage:

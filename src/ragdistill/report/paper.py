@@ -26,11 +26,20 @@ class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tasks: int
 
 
+class Typical(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The mean episode of the 14B ReAct agent without hints."""
+
+    steps: float
+    tokens: float
+    """Billed."""
+
+
 class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`paper.json`: success in percent, and on WebShop the score, of each environment/model/agent and policy."""
 
     source: str
     protocols: dict[str, Protocol]
+    episodes: dict[str, Typical]
     models: dict[str, str]
     results: dict[str, dict[str, tuple[float, ...]]]
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ragdistill.errors import ConfigError, EnvironmentFault
+from ragdistill.llm.keys import clean, read_key
 from ragdistill.llm.weights import adapter_fingerprint, check_adapter, check_model_dir, model_fingerprint
 from ragdistill.records import read_json
 
@@ -65,10 +66,10 @@ class VllmServer:
     def version(self) -> str:
         """vLLM's version; empty where the server does not say."""
         try:
-            answer = self._call("GET", self.url.removesuffix("/v1") + "/version")
+            answer = self._asked(self.url.removesuffix("/v1") + "/version")
         except EnvironmentFault:
             return ""
-        return str(json.loads(answer or b"{}").get("version", ""))
+        return str(answer.get("version", ""))
 
     def load(self, base: Path, adapter: Path) -> str:
         """Load a student and return the model name that asks for it; does nothing when it is loaded already.
@@ -77,7 +78,7 @@ class VllmServer:
         """
         check_adapter(base, adapter)
         name = f"{adapter.name}-{adapter_fingerprint(adapter)[:12]}"
-        if name not in self._loaded and name not in self._models():
+        if name not in self._loaded and name not in self.models():
             self._call("POST", f"{self.url}/load_lora_adapter", lora_name=name, lora_path=str(adapter.resolve()))
         self._loaded.add(name)
         return name
@@ -93,8 +94,26 @@ class VllmServer:
         if process is not None:
             _end(process)
 
-    def _models(self) -> list[str]:
-        return [str(m["id"]) for m in json.loads(self._call("GET", f"{self.url}/models"))["data"]]
+    def models(self) -> list[str]:
+        """Names it answers to."""
+        return [str(m["id"]) for m in self._listed()]
+
+    def bases(self) -> list[str]:
+        """Names that are no adapter's."""
+        return [str(m["id"]) for m in self._listed() if not m.get("parent")]
+
+    def _listed(self) -> list[dict[str, Any]]:
+        found = self._asked(f"{self.url}/models").get("data")
+        return [m for m in found if isinstance(m, dict) and "id" in m] if isinstance(found, list) else []
+
+    def _asked(self, url: str) -> dict[str, Any]:
+        try:
+            answer = json.loads(self._call("GET", url) or b"{}")
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise EnvironmentFault(f"{url} answers no JSON object, so it is no vLLM server; correct vllm.url.")
+        return answer
 
     def _call(self, method: str, url: str, **body: str) -> bytes:
         headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
@@ -104,7 +123,7 @@ class VllmServer:
             with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
                 return response.read()
         except urllib.error.HTTPError as e:
-            said = e.read(2000).decode("utf-8", "replace")
+            said = clean(e.read(2000).decode("utf-8", "replace"), self.key)
             raise EnvironmentFault(f"vLLM refused {method} {url} (HTTP {e.code}: {said}).") from None
         except (OSError, ValueError) as e:
             raise EnvironmentFault(f"vLLM at {url} does not answer ({e}); see its log.") from None
@@ -172,14 +191,13 @@ def start(
 
 def connect(url: str) -> VllmServer:
     """A server that runs already; `ConfigError` when it is not healthy or serves no base model."""
-    server = VllmServer(url, os.environ.get(KEY_ENV, ""), "")
+    server = VllmServer(url, read_key(KEY_ENV), "")
     if not server.healthy():
         raise ConfigError(f"vllm.url {url} does not answer /health; start the server or correct the address.")
-    known = json.loads(server._call("GET", f"{server.url}/models"))["data"]
-    bases = [m["id"] for m in known if not m.get("parent")]
+    bases = server.bases()
     if not bases:
         raise ConfigError(f"vllm.url {url} lists no base model; start vLLM with --model.")
-    server.base_name = str(bases[0])
+    server.base_name = bases[0]
     return server
 
 

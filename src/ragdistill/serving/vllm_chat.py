@@ -16,7 +16,9 @@ from typing import Any
 from ragdistill.errors import EnvironmentFault
 from ragdistill.llm import Reply, Sampling
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
+from ragdistill.llm.keys import clean, hide
 from ragdistill.llm.weights import adapter_fingerprint, context_of, model_fingerprint
+from ragdistill.llm.wire import NO_SCHEMAS, response_format
 from ragdistill.records import Message, Usage, digest
 from ragdistill.serving.vllm import VllmServer
 
@@ -24,6 +26,8 @@ VERSION = 1
 """Part of the fingerprint; bumped when a change alters outputs."""
 MAX_CONTEXT = 4096
 """Tokens of a conversation; the server has to be started with at least as many."""
+NO_FORMS = (*NO_SCHEMAS, "structured", "grammar")
+"""In the words of a vLLM that has no backend for a schema, or for this one."""
 _DEADLINE = 600.0
 """Seconds one call may take."""
 
@@ -44,6 +48,7 @@ class VllmChat:
         self._format, self._context = ChatFormat(load_tokenizer(base)), context_of(base, MAX_CONTEXT)
         parts = [model_fingerprint(base), adapter_fingerprint(adapter) if adapter else ""]
         self._fingerprint = digest("vllm", *parts, server.version(), str(self._context), str(VERSION))
+        self._key, self._schemas = server.key, True
         self._client = OpenAI(base_url=server.url, api_key=server.key or "none", timeout=_DEADLINE, max_retries=2)
         self._threads = ThreadPoolExecutor(max_batch, "ragdistill-vllm")
         self._on_close = on_close
@@ -56,10 +61,12 @@ class VllmChat:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, prompt, sampling)
 
     def _ask(self, prompt: list[int], sampling: Sampling) -> Reply:
-        from openai import OpenAIError
+        from openai import BadRequestError, OpenAIError
 
-        room = self._context - len(prompt)
+        room, formed = self._context - len(prompt), bool(sampling.schema) and self._schemas
         own: dict[str, Any] = {"stop_token_ids": sorted(self._format.stop_ids), "skip_special_tokens": True}
+        if formed:
+            own["response_format"] = response_format(sampling.schema)
         try:
             got = self._client.completions.create(
                 model=self._name, prompt=prompt, max_tokens=min(sampling.max_tokens, room),
@@ -67,7 +74,11 @@ class VllmChat:
                 stop=list(sampling.stop) or None, extra_body=own,
             )  # fmt: skip
         except OpenAIError as e:
-            raise EnvironmentFault(f"vLLM failed to answer ({type(e).__name__}: {e}); see its log.") from None
+            if formed and isinstance(e, BadRequestError) and any(w in str(e).lower() for w in NO_FORMS):
+                self._schemas = False  # it cannot constrain; whoever asked repairs, as with other engines
+                return self._ask(prompt, sampling)
+            said = clean(str(e), self._key)
+            raise EnvironmentFault(f"vLLM failed to answer ({type(e).__name__}: {said}); see its log.") from None
         if not got.choices or got.usage is None:
             raise EnvironmentFault("vLLM answered without a choice or without usage; see its log.")
         details = got.usage.prompt_tokens_details
@@ -78,7 +89,7 @@ class VllmChat:
         )  # fmt: skip
         full = got.choices[0].finish_reason == "length" and count >= room and room < sampling.max_tokens
         finish = "context" if full else "length" if got.choices[0].finish_reason == "length" else "stop"
-        return Reply(text=got.choices[0].text, usage=usage, finish=finish)
+        return Reply(text=hide(got.choices[0].text, self._key), usage=usage, finish=finish)
 
     async def forget(self, conversation: str) -> None:
         """Nothing is kept here; the server evicts by age."""

@@ -22,6 +22,15 @@ STUDENT = "distilled"
 """The variant that is registered; its first training seed stands for it."""
 
 
+ELSEWHERE = ("ray.", "training.", "track.uri")
+"""Beginnings of parameters that say where and how fast something runs, and change no result: no part of a lineage."""
+
+
+def lineage(settings: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
+    """Name of what is shown: the same results are the same run, wherever they were computed or are recorded."""
+    return digest("lineage", {k: v for k, v in settings.items() if not k.startswith(ELSEWHERE)}, hashes)
+
+
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Nested mappings as dotted keys; sequences stay one value."""
     if isinstance(value, Mapping):
@@ -42,7 +51,7 @@ def body(params: Params) -> str:
     experiment = os.environ.get("DVC_EXP_NAME", "")
     store = tracking.store_at(params.track.uri, STORE)
     done = registry.project(store, registry.Projection(
-        experiment=params.track.experiment, lineage=digest("lineage", settings, hashes), params=settings,
+        experiment=params.track.experiment, lineage=lineage(settings, hashes), params=settings,
         metrics={k: float(v) for k, v in flat(metrics) if isinstance(v, int | float)},
         curves={f"loss.{s}": [(p.step, p.loss) for p in read_loss(STUDENTS / s / "loss.csv")] for s in students},
         datasets=[(name, str(path), hashes[name]) for name, path in inputs.items()],

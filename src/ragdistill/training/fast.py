@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 LOGIT_ROWS = 512
 """Positions whose logits exist at the same time (512 x 49k in float32 = 100 MB)."""
@@ -100,19 +101,28 @@ def _lora_forward(layer: Any, x: Tensor) -> Tensor:
     return _LoraLinear.apply(x, dropped, layer.base_layer.weight, a, b, layer.scaling[name])
 
 
-def fuse_lora(model: torch.nn.Module) -> int:
-    """Give every plain LoRA layer of `model` the fused forward; returns how many were changed.
+def _added_forward(layer: Any, x: Tensor) -> Tensor:
+    name = layer.active_adapters[0]
+    low = linear(layer.lora_dropout[name](x), layer.lora_A[name].weight.to(x.dtype))
+    return layer.base_layer(x) + linear(low, (layer.lora_B[name].weight * layer.scaling[name]).to(x.dtype))
 
-    For training only: a fused layer has one active adapter that cannot be disabled. Layers with a bias or a
-    quantised base keep peft's own forward.
+
+def fuse_lora(model: torch.nn.Module) -> int:
+    """Give every LoRA layer of `model` a forward in the precision of its input; returns how many are fused.
+
+    Plain ones are. Layers with a bias or a base in 4 bits call their base and add the adapter, where peft would compute
+    in the adapter's float32 and keep its input once more. For training only: such a layer has one active adapter that
+    cannot be disabled.
     """
-    from peft.tuners.lora.layer import Linear
+    from peft.tuners.lora.layer import Linear, LoraLayer
 
     fused = 0
     for layer in model.modules():
         if type(layer) is Linear and type(layer.base_layer) is torch.nn.Linear and layer.base_layer.bias is None:
             layer.forward = types.MethodType(_lora_forward, layer)
             fused += 1
+        elif isinstance(layer, LoraLayer) and type(layer).__name__ in ("Linear", "Linear4bit"):
+            setattr(layer, "forward", types.MethodType(_added_forward, layer))  # noqa: B010 - no type knows it
     return fused
 
 

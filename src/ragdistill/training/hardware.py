@@ -7,13 +7,14 @@ Knows an architecture and a machine; knows no data and no trainer.
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import torch
 
 from ragdistill.errors import ConfigError
 from ragdistill.params import LoraParams, TrainingParams
+from ragdistill.training.encode import BUCKET, padded
 from ragdistill.training.fast import attention_for
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ AUTO = TrainingParams(launch="auto", processes=None, checkpointing="auto", atten
 FLASH = "flash_attention_2"
 """transformers' name of the flash-attn package."""
 MICRO_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Padded tokens per micro-batch: enough to fill the device, and it bounds the memory of activations."""
+"""Most padded tokens per micro-batch: enough to fill the device, and it bounds the memory of activations."""
 HEADROOM = 0.9
 """Share of a GPU that a training may take by the estimate; the rest is for the driver and fragmentation."""
 
@@ -42,11 +43,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Name in transformers' attention registry."""
     packing: bool = False
     checkpointing: bool = False
+    room: int | None = None
+    """Tokens that memory has room for at once; None where they are not counted."""
 
     @property
     def micro_tokens(self) -> int:
         """Tokens per micro-batch, padding included."""
-        return MICRO_TOKENS[self.device]
+        return self.room or MICRO_TOKENS[self.device]
 
 
 def precision_for(device: str) -> torch.dtype:
@@ -55,8 +58,13 @@ def precision_for(device: str) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def plan(training: TrainingParams, base: Path, lora: LoraParams, quantize: str = "none") -> Plan:
-    """How to train `base` on this machine, as `training` asks; `ConfigError` for what it cannot do."""
+def plan(
+    training: TrainingParams, base: Path, lora: LoraParams, quantize: str = "none", longest: int | None = None
+) -> Plan:
+    """How to train `base` on this machine, as `training` asks; `ConfigError` for what it cannot do.
+
+    `longest`: tokens of the longest example, if it is known; else what `lora` allows.
+    """
     from transformers import AutoConfig
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -64,12 +72,15 @@ def plan(training: TrainingParams, base: Path, lora: LoraParams, quantize: str =
     precision = precision_for(device)
     flash = find_spec("flash_attn") is not None and precision == torch.bfloat16
     attention, packing = attention_and_packing(training, config, device, flash)
-    checkpointing = training.checkpointing
-    if checkpointing == "auto":
-        memory = torch.cuda.mem_get_info()[1] if device == "cuda" else None
-        checkpointing = memory is not None and too_small(memory, str(base), lora, quantize)
+    checkpointing, room = training.checkpointing is True, None
+    if device == "cuda":
+        memory = min(  # of all GPUs here, so that every process plans alike
+            torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())
+        )
+        asked = training.checkpointing
+        checkpointing, room = fitting(memory, str(base), lora, quantize, longest or lora.max_tokens, asked)
     return Plan(
-        device=device, precision=precision, attention=attention, packing=packing, checkpointing=bool(checkpointing)
+        device=device, precision=precision, attention=attention, packing=packing, checkpointing=checkpointing, room=room
     )
 
 
@@ -95,16 +106,31 @@ def attention_and_packing(
     return attention, attention == FLASH if training.packing == "auto" else training.packing
 
 
-def too_small(memory: int, base: str, lora: LoraParams, quantize: str) -> bool:
-    """Whether a GPU of `memory` bytes would not hold the largest micro-batch if every layer's activations were kept."""
+def fitting(
+    memory: int, base: str, lora: LoraParams, quantize: str, longest: int, checkpointing: bool | Literal["auto"]
+) -> tuple[bool, int]:
+    """Whether layers are computed twice, and tokens per micro-batch, on a GPU of `memory` bytes by the estimate.
+
+    Smaller micro-batches come first, as long as they hold the `longest` example: they cost less than a third more
+    computation. An example that does not fit at all is tried: the estimate is none to refuse by.
+    """
     from ragdistill.training.memory import estimate
 
-    needed = estimate(base, lora, quantize, max(MICRO_TOKENS["cuda"], lora.max_tokens))
-    return needed.total > HEADROOM * memory
+    most, recomputed = MICRO_TOKENS["cuda"], checkpointing is True
+    for recomputed in (False, True) if checkpointing == "auto" else (checkpointing,):
+        needed = estimate(base, lora, quantize, most, recomputed)
+        free = HEADROOM * memory - (needed.total - needed.activations)
+        room = min(most, int(free / needed.per_token) // BUCKET * BUCKET)
+        if room >= padded(longest):
+            return recomputed, room
+    return recomputed, padded(longest)
 
 
 def processes(training: TrainingParams, quantize: str = "none") -> int:
-    """How many processes train together. `ConfigError` for what cannot be: more than GPUs, sharding without GPUs."""
+    """How many processes train together. `ConfigError` for what cannot be: more than GPUs, sharding without GPUs.
+
+    Where there is one only, `launch` has nothing to decide: `unheeded` says so.
+    """
     visible = torch.cuda.device_count()
     if training.launch == "one":
         return 1
@@ -121,3 +147,10 @@ def processes(training: TrainingParams, quantize: str = "none") -> int:
             "set launch: auto, by which each GPU holds it whole, or quantize: none."
         )
     return count
+
+
+def unheeded(training: TrainingParams, count: int) -> str:
+    """One sentence where `training.launch` asks for a sharding that `count` processes do not have; else ""."""
+    if count > 1 or training.launch not in ("fsdp", "deepspeed"):
+        return ""
+    return f"training.launch is {training.launch}, which needs several GPUs: one process trains, nothing is sharded."

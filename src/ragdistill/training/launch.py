@@ -45,7 +45,7 @@ def train_together(job: Job, count: int, gpus: bool) -> None:
 
     Raises the designed error that ended the training; `EnvironmentFault` when the processes died without one.
     """
-    env = os.environ if gpus else os.environ | {"ACCELERATE_USE_CPU": "true"}
+    env = os.environ if gpus else os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory(prefix="sft-job-") as folder:
         path = Path(folder) / "job.json"
         write_atomic(path, msgspec.json.encode(job))
@@ -55,7 +55,11 @@ def train_together(job: Job, count: int, gpus: bool) -> None:
         finally:
             if launched.stdin:
                 launched.stdin.close()  # on which the processes hang
-            launched.wait(_GRACE)
+            try:
+                launched.wait(_GRACE)
+            except subprocess.TimeoutExpired:  # what ended this wait, Ctrl-C for one, is what counts
+                launched.kill()
+                launched.wait()
         if path.with_name(FAILURE).is_file():
             said = read_json(path.with_name(FAILURE))
             raise getattr(errors, said["kind"])(said["text"])

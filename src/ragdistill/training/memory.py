@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SHRINK = 16
 """The measured model has this fraction of the width; heads become narrower, not fewer."""
+_LEAST_HEAD = 2
+"""Width of a head: rotary positions turn pairs. Only of models that are toys already."""
 TOKENS = 256
 """Of the forward that is measured."""
 _ADAPTER_BYTES = 16.0
@@ -80,9 +82,10 @@ def narrowed(config: PretrainedConfig, layers: int, shrink: int = SHRINK, vocabu
     """The same architecture with less width, fewer layers and a small vocabulary."""
     small: Any = type(config)(**config.to_dict())
     small.num_hidden_layers, small.vocab_size = layers, vocabulary
-    small.hidden_size, small.intermediate_size = config.hidden_size // shrink, config.intermediate_size // shrink
+    small.intermediate_size = max(1, config.intermediate_size // shrink)
+    small.hidden_size = max(_LEAST_HEAD * config.num_attention_heads, config.hidden_size // shrink)
     if getattr(small, "head_dim", None):
-        small.head_dim //= shrink
+        small.head_dim = max(_LEAST_HEAD, small.head_dim // shrink // _LEAST_HEAD * _LEAST_HEAD)
     if getattr(small, "layer_types", None):
         small.layer_types = small.layer_types[:layers]
     return small

@@ -19,7 +19,7 @@ from ragdistill.llm.weights import BASE_IDENTITY, model_fingerprint
 from ragdistill.params import LoraParams, RecipeParams, TrainingParams
 from ragdistill.records import SftExample, digest
 from ragdistill.training.encode import OURS
-from ragdistill.training.hardware import AUTO, processes
+from ragdistill.training.hardware import AUTO, processes, unheeded
 from ragdistill.training.launch import train_together
 from ragdistill.training.sft import SftResult, recipe_key, train_lora
 from ragdistill.training.worker import Job
@@ -50,6 +50,8 @@ def train_once(  # noqa: PLR0913 - what is trained, on what, where to, and how
     kept = cache / "adapters" / key
     if not (kept / BASE_IDENTITY).is_file():  # written last
         label, checkpoints, count = out_dir.name, cache / "checkpoints", processes(training, recipe.quantize)
+        if note := unheeded(training, count):
+            print(f"{label}: {note}", file=sys.stderr, flush=True)
         if count == 1:
             train_lora(
                 examples, base_dir, kept, lora, seed, checkpoints, every, say(label), recipe=recipe, training=training

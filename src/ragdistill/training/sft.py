@@ -70,7 +70,7 @@ class SftResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seed: int
     lora: LoraParams
     dtype: str
-    """Precision of the frozen base while training; adapter and optimiser are always float32."""
+    """Precision of the frozen base while training; adapter and optimiser are float32 (DeepSpeed: float32 masters)."""
     data: str
     """Hash of the token ids and labels."""
     base: str
@@ -102,7 +102,7 @@ def train_lora(  # noqa: PLR0913 - what is trained, on what, where to, and how
     """
     tokenizer = load_tokenizer(base_dir)
     corpus = encode(examples, ChatFormat(tokenizer), lora.max_tokens, recipe)
-    how = plan(training, base_dir, lora, recipe.quantize)
+    how = plan(training, base_dir, lora, recipe.quantize, max(len(row.ids) for row in corpus.rows))
     key = digest(
         "sft", weights.model_fingerprint(base_dir), corpus.hash(), lora, seed, str(how.precision), *recipe_key(recipe)
     )

@@ -124,6 +124,9 @@ def build_trainer(
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     wrapped: Any = trainer.accelerator.unwrap_model(trainer.model)
+    for p in wrapped.parameters():
+        if p.requires_grad:  # TRL makes it bfloat16 on a base in 4 bits, where small steps would round to nothing
+            p.data = p.data.float()
     if sharding() == "none":
         fuse_lora(wrapped)  # a sharded layer has its weights only while it is called itself
     lose(wrapped.get_base_model())

@@ -1,7 +1,7 @@
-"""One of the processes that train together, or the one that is told to: `python -m ragdistill.training.worker JOB`.
+"""One of the processes that train together: `python -m ragdistill.training.worker JOB`, under `accelerate launch`.
 
-`accelerate launch` starts it; what to train stands in the job's file. It ends when the process that asked for it does,
-however that ends: it hangs on a pipe. Knows no stage.
+What to train stands in the job's file. Without the launcher it is the only process. It ends when the process that asked
+for it does, however that ends: it hangs on a pipe, its standard input. Knows no stage.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ragdistill.params import LoraParams, RecipeParams, TrainingParams
 from ragdistill.records import SftExample, write_json
 
 FAILURE = "failure.json"
-"""Beside the job: class and sentence of the designed error that ended it."""
+"""Beside the job: class and sentence of the designed error that ended it, of whichever process met one last."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +51,7 @@ def work(path: Path) -> int:
     from ragdistill.training.sft import train_lora
 
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
         train_lora(
             job.examples, Path(job.base), Path(job.out), job.lora, job.seed, Path(job.checkpoints), job.every,
@@ -61,8 +61,7 @@ def work(path: Path) -> int:
         said = _designed(e)
         if said is None:
             raise
-        if os.environ.get("RANK", "0") == "0" or not isinstance(e, RagdistillError):  # memory may be short in one only
-            write_json(path.with_name(FAILURE), {"kind": type(said).__name__, "text": str(said)})
+        write_json(path.with_name(FAILURE), {"kind": type(said).__name__, "text": str(said)})
         return 1
     return 0
 

@@ -1,0 +1,97 @@
+"""What makes parameters wrong beyond their types: values that contradict each other, addresses, secrets in the file.
+
+Parameters are committed, logged to MLflow and printed; so no address and no argument in them may hold a credential,
+and no message here repeats one. Knows what the sections mean, not how they are read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+if TYPE_CHECKING:
+    from ragdistill.params import Params
+
+_SECRET_ARGS = ("--api-k", "--hf-t")
+"""Beginnings of vLLM's arguments that hold a secret; it takes abbreviations, and `_` for `-`."""
+
+
+def explain(message: str, root: type[msgspec.Struct]) -> str:
+    """A decoder's `message` about data for `root`, with the nearest valid key where it complains of an unknown one."""
+    unknown = re.match(r"Object contains unknown field `(.+?)`(?: - at `\$\.?(.*)`)?", message)
+    if not unknown:
+        return message
+    key, place = unknown.group(1), unknown.group(2) or ""
+    near = difflib.get_close_matches(key, _keys_at(place, root), n=1, cutoff=0.0)
+    dotted = f"{place}.{key}" if place else key
+    return f"unknown key `{dotted}`; the nearest valid key is `{near[0]}`." if near else f"unknown key `{dotted}`."
+
+
+def _keys_at(place: str, root: Any) -> list[str]:
+    section = root
+    for name in filter(None, place.split(".")):
+        section = {f.name: f.type for f in msgspec.structs.fields(section)}[name]
+    return [f.name for f in msgspec.structs.fields(section)]
+
+
+def address_fault(address: str) -> str:
+    """What is wrong with a server's address, as the end of a sentence that does not repeat it; "" for nothing."""
+    if any(mark in address for mark in "@?#"):
+        return "holds a user or a query"
+    try:
+        url = urlsplit(address)
+        named = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # half of an IPv6 address, a port that is no number
+        named = False
+    plain = address.isprintable() and not any(c.isspace() for c in address)  # urlsplit drops line ends
+    return "" if named and plain else "is no http(s) address"
+
+
+def contradictions(p: Params) -> Iterator[str]:
+    """Values that are valid alone and wrong together, or where they stand; found before hours are spent on them."""
+    lessons = {"distilled": "hints", "sft_retry": "retry", "distilled_random": "random"}
+    missing = [v for v in p.sft.variants if v in lessons and lessons[v] not in p.teach.variants]
+    if missing:
+        yield f"sft.variants has {missing}, but teach.variants lacks what they learn from ({lessons})."
+    if not p.sft.seeds:
+        yield "sft.seeds is empty; give at least one training seed, e.g. [0]."
+    if p.coldstart.plain + p.coldstart.hinted > 1.0:
+        yield "coldstart.plain + coldstart.hinted exceed 1."
+    if p.hints.ranker == "embedding" and not p.hints.embedder:
+        yield "hints.ranker is embedding; name hints.embedder."
+    if p.hints.ranker == "lift" and not p.lift.hints:
+        yield "hints.ranker is lift; set lift.hints, e.g. to 4."
+    if p.model.engine == "scripted" and not p.model.script:
+        yield "model.engine is scripted; set model.script."
+    if p.training.launch == "one" and (count := p.training.processes or 1) > 1:
+        yield f"training.launch is one, but training.processes is {count}; set it to null, or launch: auto."
+    yield from _servers(p)
+
+
+def _servers(p: Params) -> Iterator[str]:
+    e, served = p.endpoint, "endpoint" in (p.model.engine, p.model.teacher, p.hints.llm.model)
+    if fault := address_fault(e.base_url):
+        yield (
+            f"endpoint.base_url {fault}; give https://host/v1, and put the key into the variable that "
+            "endpoint.api_key_env names."
+        )
+    if served and not (e.prices.prompt or e.prices.completion) and e.budget is not None:
+        yield "endpoint.budget cannot be kept while endpoint.prices are 0; set the prices, or budget: null."
+    if p.vllm.url is not None and (fault := address_fault(p.vllm.url)):
+        yield f"vllm.url {fault}; give http://host:8000/v1, and put the key into the variable VLLM_API_KEY."
+    if any(_holds_secret(arg) for arg in p.vllm.args):
+        yield "vllm.args holds a secret; take it out: a server that is started gets a fresh key by itself."
+    if p.track.uri not in (None, "env") and (fault := address_fault(p.track.uri)):
+        yield (
+            f"track.uri {fault}; give https://host, and put credentials into MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
+        )
+
+
+def _holds_secret(argument: str) -> bool:
+    return argument.replace("_", "-").lower().startswith(_SECRET_ARGS)
