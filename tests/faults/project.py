@@ -29,6 +29,7 @@ env.workers=1
 tasks.train=6
 tasks.dev=0
 tasks.test=3
+evaluate.primary=[]
 coldstart.enabled=false
 rollouts.attempts=4
 hints.min_support=1
