@@ -91,11 +91,12 @@ def watched(project: Path, command: Sequence[str], aim: Aim | None = None) -> En
         due = started + aim.after if aim and not aim.on else float("inf")
         while any(ear.is_alive() for ear in ears) or not heard.empty():
             ended.lines += _next(heard, due)
-            if aim and aim.on and due == float("inf") and ended.lines and re.search(aim.on, ended.lines[-1][1]):
-                due = time.monotonic() + aim.after
-            if time.monotonic() >= due and not ended.killed and leader.poll() is None:
-                os.killpg(leader.pid, signal.SIGKILL)
-                ended.killed = True
+            if aim and aim.on and ended.lines and re.search(aim.on, ended.lines[-1][1]):
+                due, aim = time.monotonic() + aim.after, None
+            if time.monotonic() >= due:
+                due, ended.killed = float("inf"), True
+                if leader.poll() is None:
+                    os.killpg(leader.pid, signal.SIGKILL)
         leader.wait()
     assert not orphans(leader.pid)
     ended.status = leader.returncode
