@@ -1,8 +1,8 @@
-"""The MLflow projection of result files, and the aliases `challenger` and `champion`.
+"""The MLflow projection of result files: a run, its adapter as a model version, the alias `challenger`.
 
-Only it, `tracking` and `traces` import mlflow (≈ 1–2 s), so nothing else imports it at module level. Files and DVC stay
-the source of truth: a store (`tracking`: a directory or a server) that is lost is projected again.
-This module knows no metric name and plays no episode: the re-evaluation before a promotion is its caller's.
+Only it, `champions`, `tracking` and `traces` import mlflow (≈ 1–2 s), so nothing else imports it at module level.
+Files and DVC stay the source of truth: a store (`tracking`: a directory or a server) that is lost is projected again.
+This module knows no metric name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,10 +28,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from ragdistill.errors import ConfigError, DataError
-from ragdistill.stats import PairedTest
 from ragdistill.tracking import Store, experiment, open_client, store_uri
 
-LINEAGE_TAG, SHA_TAG, PREVIOUS_TAG = "ragdistill.lineage", "ragdistill.adapter_sha256", "ragdistill.previous_champion"
+LINEAGE_TAG, SHA_TAG = "ragdistill.lineage", "ragdistill.adapter_sha256"
 CHALLENGER, CHAMPION = "challenger", "champion"
 
 
@@ -41,22 +40,6 @@ class Projected:
 
     run_id: str
     version: str | None
-
-
-@dataclass(frozen=True)
-class Aliases:
-    """Version numbers behind the two aliases; None where an alias is not set."""
-
-    champion: str | None
-    challenger: str | None
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Whether to move `champion`, and why in one sentence."""
-
-    promote: bool
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,19 +92,13 @@ def project(store: Store, p: Projection) -> Projected:
     return Projected(run_id, version)
 
 
-def champion_and_challenger(store: Store, name: str) -> Aliases:
-    """Versions behind the aliases of the registered model `name`."""
-    client = open_client(store)
-    return Aliases(_aliased(client, name, CHAMPION), _aliased(client, name, CHALLENGER))
-
-
 def download(store: Store, name: str, alias: str, dest: Path) -> Path:
     """Copy the adapter behind `alias` into the new directory `dest` and return it.
 
     `ConfigError` without such an alias or with files in `dest`, `DataError` when the stored files were altered.
     """
     client = open_client(store)
-    version = _require(client, name, alias)
+    version = require(client, name, alias)
     if dest.exists() and any(dest.iterdir()):
         raise ConfigError(f"{dest} is not empty; name a new directory.")
     with tempfile.TemporaryDirectory() as tmp:
@@ -132,64 +109,6 @@ def download(store: Store, name: str, alias: str, dest: Path) -> Path:
             raise DataError(f"Version {version.version} of {name} changed in the store; project it again.")
         shutil.copytree(got, dest, dirs_exist_ok=True)
     return dest
-
-
-def decide(difference: PairedTest, margin: float, has_champion: bool) -> Decision:
-    """Whether the challenger may become champion, by the lower bound of its advantage.
-
-    `difference` is challenger − champion, or, without a champion, challenger − base. `margin` is the success share
-    (0.05 = 5 points) that a successor may be worse by (non-inferiority), and that the first champion must beat base by.
-    """
-    found, rival = difference.diff, "champion" if has_champion else "base"
-    bound = 0.0 - margin if has_champion else margin
-    numbers = (
-        f"challenger - {rival} = {100 * found.value:+.1f} points "
-        f"[{100 * found.lo:+.1f}, {100 * found.hi:+.1f}] on {difference.n} tasks"
-    )
-    if found.lo > bound:
-        return Decision(True, f"Promote: {numbers}; the lower bound is above {100 * bound:+.1f}.")
-    return Decision(False, f"Refuse: {numbers}; evaluate more tasks until the lower bound is above {100 * bound:+.1f}.")
-
-
-def promote(store: Store, name: str, version: str, decision: Decision, who: str, difference: PairedTest) -> None:
-    """Move `champion` to `version`, the challenger that was evaluated; who, when, why and numbers go on the version.
-
-    `ConfigError` when the decision refuses, `version` no longer is the challenger, or it already is the champion.
-    """
-    if not decision.promote:
-        raise ConfigError(decision.reason)
-    client = open_client(store)
-    current = str(_require(client, name, CHALLENGER).version)
-    if current != version:
-        raise ConfigError(
-            f"The challenger of {name} became version {current} meanwhile; evaluate it and promote again."
-        )
-    previous = _aliased(client, name, CHAMPION)
-    if previous == version:
-        raise ConfigError(f"Version {version} of {name} already is the champion.")
-    record = {
-        PREVIOUS_TAG: previous or "",
-        "ragdistill.promoted_by": who,
-        "ragdistill.promoted_at": _now(),
-        "ragdistill.promotion": decision.reason,
-        "ragdistill.promotion_numbers": json.dumps(asdict(difference), sort_keys=True),
-    }
-    # Tags first: an interruption leaves a record without a move, never a champion that cannot be rolled back.
-    for key, value in record.items():
-        client.set_model_version_tag(name, version, key, value)
-    client.set_registered_model_alias(name, CHAMPION, version)
-
-
-def rollback(store: Store, name: str, who: str) -> str:
-    """Move `champion` back to the version it replaced and return that; `ConfigError` when there is none."""
-    client = open_client(store)
-    current = _require(client, name, CHAMPION)
-    previous = current.tags.get(PREVIOUS_TAG)
-    if not previous:
-        raise ConfigError(f"Version {current.version} of {name} replaced no champion; there is nothing to go back to.")
-    client.set_model_version_tag(name, str(current.version), "ragdistill.rolled_back", f"{who}, {_now()}")
-    client.set_registered_model_alias(name, CHAMPION, previous)
-    return previous
 
 
 def tree_sha256(directory: Path) -> str:
@@ -263,17 +182,14 @@ def _register(client: MlflowClient, experiment_id: str, run_id: str, p: Projecti
     return str(version.version)
 
 
-def _aliased(client: MlflowClient, name: str, alias: str) -> str | None:
-    versions = [m.aliases.get(alias) for m in client.search_registered_models(f"name = '{name}'")]
-    return str(versions[0]) if versions and versions[0] is not None else None
-
-
-def _require(client: MlflowClient, name: str, alias: str) -> ModelVersion:
+def require(client: MlflowClient, name: str, alias: str) -> ModelVersion:
+    """The version behind `alias`; `ConfigError` when there is none."""
     try:
         return client.get_model_version_by_alias(name, alias)
     except MlflowException:
         raise ConfigError(f"No version of {name} is called {alias}; run `dvc repro` or promote one.") from None
 
 
-def _now() -> str:
+def now() -> str:
+    """The time in UTC, as it stands in tags."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,7 +1,7 @@
 """A sample of played games as MLflow traces: one AGENT span a game, under it a TOOL span a turn.
 
-Beside `registry` and `tracking` the only room that imports mlflow. The jsonl files stay the source of truth. A trace's
-id follows from the trajectory's, so logging again adds nothing.
+Beside `registry`, `champions` and `tracking` the only room that imports mlflow. The jsonl files stay the source of
+truth. A trace's id follows from the trajectory's, so logging again adds nothing.
 """
 
 from __future__ import annotations

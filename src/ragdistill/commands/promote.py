@@ -31,13 +31,13 @@ def promote(margin: float | None, new_base: bool = False) -> int:
 
     `new_base`: compare the challenger with its base even if there is a champion, as one of another base cannot play.
     """
-    from ragdistill import registry, tracking
+    from ragdistill import champions, tracking
 
     quiet_libraries()
     params = load_params()
     store = tracking.store_at(params.track.uri, STORE)
     name, margin = params.track.registered_model, params.promote.margin if margin is None else margin
-    aliases = registry.champion_and_challenger(store, name)
+    aliases = champions.champion_and_challenger(store, name)
     if aliases.challenger is None:
         raise ConfigError(f"{name} has no challenger; run `dvc repro` to register one.")
     rival = "champion" if aliases.champion and not new_base else "base"
@@ -50,9 +50,9 @@ def promote(margin: float | None, new_base: bool = False) -> int:
             "challenger with its base instead, run `ragdistill promote --new-base`."
         ) from None
     found = compare(a, b, params.evaluate.primary, params.report)
-    decision = registry.decide(found, margin, has_champion=rival == "champion")
+    decision = champions.decide(found, margin, has_champion=rival == "champion")
     if decision.promote:
-        registry.promote(store, name, aliases.challenger, decision, _who(), found)
+        champions.promote(store, name, aliases.challenger, decision, _who(), found)
     _record({"promote": decision.promote, "reason": decision.reason, "version": aliases.challenger})
     print(decision.reason)
     if decision.promote:
@@ -61,14 +61,17 @@ def promote(margin: float | None, new_base: bool = False) -> int:
 
 
 def rollback() -> int:
-    """Give `champion` back to the version it replaced."""
-    from ragdistill import registry, tracking
+    """Undo the last promotion: `champion` goes back to the version it replaced, or to none."""
+    from ragdistill import champions, tracking
 
     track = load_params().track
     name = track.registered_model
-    version = registry.rollback(tracking.store_at(track.uri, STORE), name, _who())
+    version = champions.rollback(tracking.store_at(track.uri, STORE), name, _who())
     _record({"rollback": True, "version": version})
-    print(f"{name} version {version} is champion again.")
+    if version is None:
+        print(f"{name} has no champion any more, as before its first promotion.")
+    else:
+        print(f"{name} version {version} is champion again.")
     return 0
 
 
