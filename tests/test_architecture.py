@@ -18,8 +18,8 @@ PACKAGE = ROOT / "src" / "ragdistill"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    {"errors", "records", "params", "files"},
-    {"journal", "stats", "profiles", "downloads"},
+    {"errors", "records", "params", "files", "progress"},
+    {"journal", "stats", "profiles", "downloads", "timing"},
     {"envs", "agents", "llm"},
     {
         "rollout",

@@ -84,6 +84,6 @@ def test_dvc_repro_stops_and_goes_on(small: Path, tmp_path: Path, figure: Figure
     assert f"rollouts: interrupted; {kept} finished episodes are kept, run again to go on." in err
     done = run(project, "-m", "dvc", "repro", "rollouts")
     assert done.returncode == 0, done.stderr
-    assert f"({kept} from the journal)" in done.stderr
+    assert f"{kept} of 24 episodes from the cache)" in done.stdout
     assert (project / "data/rollouts.jsonl").read_bytes().count(b"\n") == 24
     figure("Ctrl-C, dvc repro", f"exit {status}, 0 tracebacks, 0 orphans; {kept} of 24 kept and taken up again")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from ragdistill import progress
 from ragdistill.errors import ConfigError, IdentityError
 from ragdistill.journal import cache_dir
 from ragdistill.llm.weights import adapter_fingerprint
@@ -81,7 +82,8 @@ def _evaluate(params: Params, who: str) -> list[EvalEpisode]:
     jobs = [(t, 0) for t in read_jsonl(TASKS / "eval.jsonl", Task)]
     model, temperature = open_model(params, BASE, adapter), params.evaluate.temperature
     setting = setting_of(params, who, "evaluate", model, temperature, student=adapter is not None)
-    (done,) = play_each(params, [(setting, jobs)], model)
+    with progress.display(who):
+        (done,) = play_each(params, [(setting, jobs)], model)
     return [EvalEpisode.of(t, who, 0) for t in done if t.stop is not StopReason.INFRA_ERROR]
 
 

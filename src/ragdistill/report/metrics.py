@@ -195,6 +195,10 @@ def _policy(grid: Grid, params: ReportParams) -> dict[str, Any]:
             out |= _flat(field, found)
         elif field != "success":
             out[field] = _r(stats.mean(grid.cells[field][played]))
+    seconds, steps = grid.cells["seconds"][played], grid.cells["steps"][played]
+    pace = (seconds / np.where(steps > 0, steps, np.nan)).ravel()
+    if np.isfinite(pace).any():
+        out |= {f"step_seconds_p{q}": _r(float(np.nanpercentile(pace, q))) for q in (50, 95)}
     columns = {str(seed): success[:, i] for i, seed in enumerate(grid.seeds)}
     out["by_seed"] = {seed: _r(float(np.nanmean(c))) for seed, c in columns.items() if np.isfinite(c).any()}
     return out

@@ -28,6 +28,7 @@ def policy_table(metrics: Mapping[str, Any]) -> str:
         f"{metrics['env']} / {metrics['agent']} / {metrics['split']}, {metrics['label']}: "
         f"{metrics['primary']['tasks']} primary of {metrics['tasks']} tasks, training seeds {seeds}, "
         f"[{level} interval]; {infra} episodes lost to infrastructure are left out."
+        + (f" Played by {metrics['engine']}." if "engine" in metrics else "")
     )
     pairs = ("difference of success", "primary, points", "p", "all, points", "p")
     compared = [_pair(name, metrics) for name in order_pairs(metrics["paired"])]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ragdistill.progress import duration
 from ragdistill.report.payback import Payback
+from ragdistill.timing import COLD, Timing
 
 DESCRIPTIONS = {
     "raw": "the model as published",
@@ -115,6 +117,42 @@ def _points(row: Mapping[str, Any], level: str) -> str:
 def _interval(row: Mapping[str, Any], m: Mapping[str, Any]) -> str:
     p = "p < 0.001" if row["p"] < 0.001 else f"p = {row['p']:.3f}"
     return f"{100 * m['confidence']:g} % CI {100 * row['lo']:+.1f} to {100 * row['hi']:+.1f}, {p}"
+
+
+UNRECORDED = "not recorded"
+"""Of evaluations that do not say which engine played them."""
+
+
+def mixed(engines: Mapping[str, str]) -> bool:
+    """Whether policies of one comparison were played by different engines, or at different precisions."""
+    return len({e for e in engines.values() if e != UNRECORDED}) > 1
+
+
+def played_by(engines: Mapping[str, str]) -> str:
+    """One engine's words, or which policy was played by which; `engines` is policy and seed → words."""
+    if len(set(engines.values())) <= 1:
+        return next(iter(engines.values()), UNRECORDED)
+    by: dict[str, list[str]] = {}
+    for name, engine in engines.items():
+        by.setdefault(engine, []).append(name)
+    return "; ".join(f"{engine} ({', '.join(names)})" for engine, names in by.items())
+
+
+def wall_time(timings: Mapping[str, Timing]) -> list[tuple[str, str, str]]:
+    """(stage, time, what that time is where it is not the last run's own work); longest first."""
+    out: list[tuple[str, str, str]] = []
+    for stage, t in sorted(timings.items(), key=lambda item: -item[1].best):
+        aside = ""
+        if t.replayed is None:
+            aside = "not recorded whether this was a replay"
+        elif t.cold is None:
+            aside = f"{100 * t.replayed:.0f} % of it from the cache; a whole run was never timed here"
+        elif t.replayed > COLD:
+            aside = (
+                f"when last run whole; the last run took {duration(t.seconds)}, {100 * t.replayed:.0f} % from the cache"
+            )
+        out.append((stage, duration(t.best), aside))
+    return out
 
 
 def kind_name(kind: str) -> str:

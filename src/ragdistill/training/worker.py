@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -46,18 +47,21 @@ def work(path: Path) -> int:
     cpu_env.apply()
     import torch
 
+    from ragdistill import progress
     from ragdistill.training.once import say
     from ragdistill.training.sft import train_lora
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    first = os.environ.get("RANK", "0") == "0"
     try:
-        train_lora(
-            job.examples, Path(job.base), Path(job.out), job.lora, job.seed, Path(job.checkpoints), job.every,
-            say(job.label), recipe=job.recipe, training=job.training,
-        )  # fmt: skip
+        with progress.display(job.label) if first else nullcontext(), progress.bar("optimiser steps") as steps:
+            train_lora(
+                job.examples, Path(job.base), Path(job.out), job.lora, job.seed, Path(job.checkpoints), job.every,
+                say(steps), recipe=job.recipe, training=job.training,
+            )  # fmt: skip
     except RagdistillError as e:
-        if os.environ.get("RANK", "0") == "0":
+        if first:
             write_json(path.with_name(FAILURE), {"kind": type(e).__name__, "text": str(e)})
         return 1
     return 0

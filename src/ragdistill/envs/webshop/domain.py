@@ -21,6 +21,7 @@ from ragdistill.envs.webshop.splits import draw, family_of, split_of
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.journal import cache_dir
 from ragdistill.params import ColdstartParams, WebshopParams
+from ragdistill.progress import track
 from ragdistill.records import Task, digest, seed_of, write_json
 
 OWN_SPLITS = ("train", "dev", "test")
@@ -85,7 +86,8 @@ class WebshopDomain:
         plain = round(params.demos * params.plain)
         told_share = params.hinted / max(1.0 - params.plain, 1e-9)
         demos: list[Demo] = []
-        for number, product in zip(range(params.demos), _again_and_again(products, rng, params.demos), strict=False):
+        drawn = track(_again_and_again(products, rng, params.demos), "demonstrations", params.demos)
+        for number, product in zip(range(params.demos), drawn, strict=False):
             mood: Mood = "plain" if number < plain else "told" if rng.random() < told_share else "explores"
             demos.append(self._demonstrate(catalogue, product, mood, number, params, rng, products))
         rng.shuffle(demos)
