@@ -45,6 +45,7 @@ def project(base: Path, store: Path, request: pytest.FixtureRequest) -> Project:
         report = base / "report.html"
         report.write_text("<p>numbers</p>")
         arguments: dict[str, object] = {
+            "name": "a run", "note": "see [it]({run}/artifacts/report.html)",
             "experiment": own, "lineage": lineage, "params": {"seed": 1, "env.name": "alfworld"},
             "metrics": {"success": 0.5}, "curves": {"loss": [(i, 1 / i) for i in range(1, 1500)]},
             "datasets": [("tasks", "data/tasks.jsonl", "ab" * 32)], "artifacts": [report], "adapter": adapter,
@@ -82,6 +83,9 @@ def test_same_lineage_is_the_same_run_without_duplicates(project: Project, store
     assert len(c.search_model_versions("name = 'test_same_lineage_is_the_same_run_without_duplicates'")) == 1
     assert run.data.params == {"seed": "1", "env.name": "alfworld"}
     assert run.data.tags["label"] == "test" and run.info.status == "FINISHED"
+    here = f"#/experiments/{run.info.experiment_id}/runs/{first.run_id}"
+    assert run.data.tags["mlflow.note.content"] == f"see [it]({here}/artifacts/report.html)"
+    assert project(name="a better name") == first and c.get_run(first.run_id).info.run_name == "a better name"
 
 
 def test_same_lineage_takes_new_numbers_and_survives_a_drifted_param(project: Project, store: Path) -> None:

@@ -26,6 +26,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelStatus, 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.tracking import Store, experiment, open_client, store_uri
@@ -47,6 +48,10 @@ class Projection:
     """One pipeline state, as MLflow shall show it."""
 
     experiment: str
+    name: str
+    """Of the run, for people."""
+    note: str
+    """Markdown on the run's page; `{run}` in it becomes the run's address in MLflow's user interface."""
     lineage: str
     """Name of the inputs (e.g. a hash of `dvc.lock`); the same lineage updates the same run."""
     registered_model: str
@@ -73,7 +78,7 @@ def project(store: Store, p: Projection) -> Projected:
     """
     client = open_client(store, create=True)
     experiment_id = experiment(client, store, p.experiment)
-    run_id = _run(client, experiment_id, p.lineage)
+    run_id = _run(client, experiment_id, p)
     _log_params(client, run_id, p.params)
     _log_metrics(client, run_id, p.metrics, p.curves)
     client.log_inputs(run_id, [_dataset(*d) for d in p.datasets])
@@ -82,7 +87,8 @@ def project(store: Store, p: Projection) -> Projected:
             client.log_artifacts(run_id, str(path), path.name)
         else:
             client.log_artifact(run_id, str(path))
-    version, tags = None, dict(p.tags)
+    here = f"#/experiments/{experiment_id}/runs/{run_id}"
+    version, tags = None, {**p.tags, MLFLOW_RUN_NOTE: p.note.replace("{run}", here)}
     if p.adapter is not None:
         version = tags["ragdistill.model_version"] = _register(client, experiment_id, run_id, p)
         if not tags.get("DVC_EXP_NAME"):
@@ -120,14 +126,14 @@ def tree_sha256(directory: Path) -> str:
     return outer.hexdigest()
 
 
-def _run(client: MlflowClient, experiment_id: str, lineage: str) -> str:
-    if not lineage or "'" in lineage:
-        raise ConfigError(f"Lineage {lineage!r} must be a non-empty name without quotes.")
-    found = client.search_runs([experiment_id], f"tags.`{LINEAGE_TAG}` = '{lineage}'", max_results=1)
+def _run(client: MlflowClient, experiment_id: str, p: Projection) -> str:
+    if not p.lineage or "'" in p.lineage:
+        raise ConfigError(f"Lineage {p.lineage!r} must be a non-empty name without quotes.")
+    found = client.search_runs([experiment_id], f"tags.`{LINEAGE_TAG}` = '{p.lineage}'", max_results=1)
     if found:
-        client.update_run(found[0].info.run_id, status="RUNNING")
+        client.update_run(found[0].info.run_id, status="RUNNING", name=p.name)
         return found[0].info.run_id
-    return client.create_run(experiment_id, tags={LINEAGE_TAG: lineage}, run_name=lineage[:12]).info.run_id
+    return client.create_run(experiment_id, tags={LINEAGE_TAG: p.lineage}, run_name=p.name).info.run_id
 
 
 def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, object]) -> None:

@@ -70,6 +70,7 @@ def open_client(store: Store, create: bool = False) -> MlflowClient:
         elif not (store / "mlflow.db").exists():
             raise ConfigError(f"{store} holds no MLflow store; run `dvc repro track` first.")
     logging.getLogger("alembic").setLevel(logging.WARNING)  # a new store prints ~60 migration lines otherwise
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.model_registry").setLevel(logging.WARNING)
     client = MlflowClient(tracking_uri=store_uri(store), registry_uri=store_uri(store))
     if isinstance(store, str):

@@ -125,15 +125,23 @@ def render(page: Page) -> str:
         known={e["id"] for s in data["sets"] for e in s["episodes"]},
         trainings={name: figures.scalars(t) for name, t in page.trainings.items()},
         paces=[(n, m["policies"][n]) for n in order(m["policies"]) if "step_seconds_p50" in m["policies"][n]],
-        unknown=sum(t.cold is None for t in page.timings.values()),
-        times=words.wall_time(page.timings),
-        total=duration(sum(t.best for t in page.timings.values())),
-        engine=words.played_by(page.engines),
-        mixed=words.mixed(page.engines),
+        **_circumstances(page),
         data=Markup(script_json(data)),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _circumstances(page: Page) -> dict[str, Any]:
+    """What played, and how long everything took."""
+    times = page.timings.values()
+    return {
+        "engine": words.played_by(page.engines),
+        "mixed": words.mixed(page.engines),
+        "times": words.wall_time(page.timings),
+        "total": duration(sum(t.best for t in times)),
+        "unknown": sum(t.cold is None for t in times),
+    }
 
 
 def game_sets(page: Page) -> list[GameSet]:

@@ -14,7 +14,9 @@ import msgspec
 from ragdistill import registry, traces, tracking
 from ragdistill.params import Params
 from ragdistill.records import Trajectory, digest, read_json, read_jsonl
+from ragdistill.report import headline
 from ragdistill.report.csvs import read_loss
+from ragdistill.report.metrics import order
 from ragdistill.stages.common import BANK, EVAL, RESULTS, SFT, STORE, STUDENTS, TASKS, run_stage
 
 STUDENT = "distilled"
@@ -41,8 +43,9 @@ def body(params: Params) -> str:
     store = tracking.store_at(params.track.uri, STORE)
     done = registry.project(store, registry.Projection(
         experiment=params.track.experiment, lineage=digest("lineage", settings, hashes), params=settings,
-        metrics={k: float(v) for k, v in flat(metrics) if isinstance(v, int | float)},
-        curves={f"loss.{s}": [(p.step, p.loss) for p in read_loss(STUDENTS / s / "loss.csv")] for s in students},
+        name=headline.run_name(metrics), note=headline.note(metrics, "{run}/artifacts/report.html"),
+        metrics=headline.shown(metrics),
+        curves={f"loss/{s}": [(p.step, p.loss) for p in read_loss(STUDENTS / s / "loss.csv")] for s in students},
         datasets=[(name, str(path), hashes[name]) for name, path in inputs.items()],
         artifacts=[RESULTS / n for n in ("metrics.json", "timing.json", "report.html", "plots")],
         adapter=adapter, registered_model=params.track.registered_model,
@@ -50,7 +53,7 @@ def body(params: Params) -> str:
     ))  # fmt: skip
     runs = {v: f"{v}-{params.sft.seeds[0]}" for v in params.sft.variants}
     runs |= {p: f"{p}-0" for p in params.evaluate.policies}
-    played = {name: read_jsonl(EVAL / run / "trajectories.jsonl", Trajectory) for name, run in runs.items()}
+    played = {name: read_jsonl(EVAL / runs[name] / "trajectories.jsonl", Trajectory) for name in order(runs)}
     shown = traces.sample(played)
     traces.log_traces(store, done.run_id, shown)
     version = f"{params.track.registered_model} version {done.version}" if done.version else "no adapter"
