@@ -114,6 +114,7 @@ def render(page: Page) -> str:
         costs=figures.cost_charts(m),
         endings=(endings := figures.endings(page.trajectories)),
         stops=figures.stops(endings),
+        stop_words=words.STOPS,
         paybacks=costs,
         losses=figures.loss_charts(page.losses),
         buckets=figures.by_bucket(uses),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ragdistill.progress import duration
+from ragdistill.records import StopReason
 from ragdistill.report.payback import Payback
 from ragdistill.timing import COLD, Timing
 
@@ -119,6 +120,18 @@ def _interval(row: Mapping[str, Any], m: Mapping[str, Any]) -> str:
     return f"{100 * m['confidence']:g} % CI {100 * row['lo']:+.1f} to {100 * row['hi']:+.1f}, {p}"
 
 
+STOPS = {
+    StopReason.FAILURE: "the environment ended it without full reward",
+    StopReason.MAX_STEPS: "the budget ran out",
+    StopReason.LOOP: "the agent repeated itself without effect",
+    StopReason.CONTEXT_FULL: "the game outgrew the prompt’s budget of tokens",
+    StopReason.NO_ACTION: "replies without a command",
+    StopReason.BAD_REPLY: "the server refused or broke off",
+    StopReason.INFRA_ERROR: "engine, worker or endpoint failed; not counted",
+}
+"""What the reasons mean that need a word."""
+
+
 UNRECORDED = "not recorded"
 """Of evaluations that do not say which engine played them."""
 
@@ -162,9 +175,8 @@ def kind_name(kind: str) -> str:
 
 def count(value: float) -> str:
     """A number of steps or tokens: `1,435`, `24.7`, `0`."""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}".removesuffix(".0")
+    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}".removesuffix(".0")
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def short(value: float) -> str:

@@ -17,6 +17,7 @@ from ragdistill.records import Trajectory, digest, read_json, read_jsonl
 from ragdistill.report import headline
 from ragdistill.report.csvs import read_loss
 from ragdistill.report.metrics import order
+from ragdistill.report.words import UNRECORDED
 from ragdistill.stages.common import BANK, EVAL, RESULTS, SFT, STORE, STUDENTS, TASKS, run_stage
 
 STUDENT = "distilled"
@@ -40,6 +41,7 @@ def body(params: Params) -> str:
     hashes = {name: registry.tree_sha256(path) for name, path in inputs.items()}
     settings = dict(flat(msgspec.to_builtins(params)))
     experiment = os.environ.get("DVC_EXP_NAME", "")
+    tags = {"label": params.label, "engine": str(metrics.get("engine", UNRECORDED))}
     store = tracking.store_at(params.track.uri, STORE)
     done = registry.project(store, registry.Projection(
         experiment=params.track.experiment, lineage=digest("lineage", settings, hashes), params=settings,
@@ -49,7 +51,7 @@ def body(params: Params) -> str:
         datasets=[(name, str(path), hashes[name]) for name, path in inputs.items()],
         artifacts=[RESULTS / n for n in ("metrics.json", "timing.json", "report.html", "plots")],
         adapter=adapter, registered_model=params.track.registered_model,
-        tags={"label": params.label} | ({"DVC_EXP_NAME": experiment} if experiment else {}),
+        tags=tags | ({"DVC_EXP_NAME": experiment} if experiment else {}),
     ))  # fmt: skip
     runs = {v: f"{v}-{params.sft.seeds[0]}" for v in params.sft.variants}
     runs |= {p: f"{p}-0" for p in params.evaluate.policies}
