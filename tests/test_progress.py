@@ -47,10 +47,11 @@ def env(**changes: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT / "src"), "TERM": "xterm", "COLUMNS": "100"} | changes
 
 
-def on_a_terminal(command: list[str], **changes: str) -> str:
-    """Everything that `command` writes to a terminal."""
+def on_a_terminal(command: list[str], stdout: int | None = None, **changes: str) -> str:
+    """Everything that `command` writes to a terminal; `stdout` goes elsewhere if it says where."""
     master, slave = pty.openpty()
-    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=env(**changes))
+    out = slave if stdout is None else stdout
+    process = subprocess.Popen(command, stdin=slave, stdout=out, stderr=slave, env=env(**changes))
     os.close(slave)
     seen = b""
     while process.poll() is None or select.select([master], [], [], 0)[0]:
@@ -67,18 +68,25 @@ def on_a_terminal(command: list[str], **changes: str) -> str:
 def test_a_terminal_shows_a_live_line_and_keeps_only_what_was_said() -> None:
     seen = on_a_terminal(script())
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
-    assert re.search(r"rollouts .*\d+/400 episodes \(100 from the cache\), success 25%, 312 tokens/s \[red\]", plain)
+    assert re.search(r"rollouts .*\d+/400 episodes, ETA \d s, success 25%, 312 tokens/s \[red\]", plain)
     assert "converting, " in plain
     lines = [x.strip() for x in plain.replace("\r", "\n").split("\n")]
     assert "said meanwhile" in lines and "rollouts: done" in lines
     assert "\x1b[?25h" in seen[seen.rindex("\x1b[?25l") :], "the cursor is shown again"
 
 
+def test_a_live_line_leaves_what_goes_into_a_file_alone(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as out:
+        seen = on_a_terminal(script(), out.fileno())
+    assert (tmp_path / "out").read_text() == "said meanwhile\nrollouts: done\n"
+    assert "400 episodes" in seen and "said" not in seen
+
+
 def test_a_log_gets_a_line_now_and_then_and_a_short_job_none() -> None:
     done = subprocess.run(script(), env=env(), capture_output=True, text=True, check=True)
     lines = done.stderr.splitlines()
     assert len(lines) >= 3
-    assert any(re.fullmatch(r"rollouts: \d+/400 episodes \(100 from the cache\), .*, ETA \d+ s", x) for x in lines)
+    assert any(re.fullmatch(r"rollouts: \d+/400 episodes, ETA \d+ s, .*, 100 from the cache", x) for x in lines)
     assert re.fullmatch(r"rollouts: converting, \d s so far", lines[-1])
     short = subprocess.run(script(5, 30), env=env(), capture_output=True, text=True, check=True)
     assert (short.stderr, short.stdout) == ("", "said meanwhile\nrollouts: done\n")
@@ -95,9 +103,9 @@ def test_time_left_counts_what_is_done_now_not_what_was_there(monkeypatch: pytes
     with bar("episodes", 100) as b:
         monkeypatch.setattr(time, "monotonic", lambda: b.started + 10)
         b.at(60, 50)
-        assert b.words() == "60/100 episodes (50 from the cache), ETA 40 s"
+        assert b.words() == "60/100 episodes, ETA 40 s, 50 from the cache"
         b.at(100, 50)
-        assert b.words() == "100/100 episodes (50 from the cache)"
+        assert b.words() == "100/100 episodes, 50 from the cache"
     assert [duration(s) for s in (0.4, 99, 100, 3600, 7200)] == ["0 s", "99 s", "2 min", "60 min", "2.0 h"]
 
 

@@ -47,16 +47,16 @@ class Bar:
         self.done, self.replayed, self.note = done, replayed, note
 
     def words(self) -> str:
-        """`12/36 episodes (4 from the cache), success 25%, ETA 3 min`."""
+        """`12/36 episodes, ETA 3 min, success 25%, 4 from the cache`: what matters first, a narrow terminal cuts it."""
         seconds = time.monotonic() - self.started
         count = f"{self.done}/{self.total} " if self.total is not None else f"{self.done} " if self.done else ""
-        parts = [count + self.unit + (f" ({self.replayed} from the cache)" if self.replayed else "")]
-        parts += [self.note] if self.note else []
-        fresh = self.done - self.replayed
+        parts, fresh = [count + self.unit], self.done - self.replayed
         if self.total is None:
             parts.append(f"{duration(seconds)} so far")
         elif fresh and self.done < self.total:
             parts.append(f"ETA {duration((self.total - self.done) * seconds / fresh)}")
+        parts += [self.note] if self.note else []
+        parts += [f"{self.replayed} from the cache"] if self.replayed else []
         return ", ".join(parts)
 
 
@@ -151,16 +151,18 @@ def _live(name: str, whole: Bar, stop: threading.Event) -> None:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
     from rich.table import Column
 
-    line = Column(no_wrap=True, overflow="ellipsis")
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(24))
+    line = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # a narrow terminal cuts this, not the name
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(16))
     text = TextColumn("{task.fields[words]}", markup=False, table_column=line)
-    with Progress(*columns, text, console=Console(stderr=True), transient=True, auto_refresh=False) as picture:
+    # what is said on this terminal goes above the line; what goes into a file is none of its business
+    where = {"console": Console(stderr=True), "redirect_stdout": sys.stdout.isatty()}
+    with Progress(*columns, text, **where, transient=True, auto_refresh=False, expand=True) as picture:
         at, task = whole, picture.add_task(name, total=None, words=whole.words())
         while not stop.wait(FRAME):
             now = _open[-1] if _open else whole
             if now is not at:  # a task whose total was known cannot go back to an unknown one
                 picture.remove_task(task)
-                at, task = now, picture.add_task(name, total=now.total, words="")
+                at, task = now, picture.add_task(name, total=now.total, words=now.words())
             picture.update(
                 task, total=now.total, completed=now.done, words=now.words(), visible=not now.hidden, refresh=True
             )
