@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -120,3 +121,8 @@ def journaled(where: Path) -> dict[str, Trajectory]:
     found = {p.stem: journal.get(p.stem) for p in entries(where)}
     assert journal.damaged == 0
     return {key: t for key, t in found.items() if t is not None}
+
+
+def plain_lines(text: str) -> list[str]:
+    """The lines of `text` but for those that show, on a slow machine, how far a stage has got."""
+    return [line for line in text.splitlines() if not re.match(r"\S+: (\d+/\d+ \w+,|.* so far\b)", line)]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import Figure
-from tests.faults.project import environment, fresh, journaled
+from tests.faults.project import environment, fresh, journaled, plain_lines
 
 STAGE = f"{sys.executable} -m ragdistill.stages.rollouts"
 
@@ -57,7 +57,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_once_there_is_room(
     first, kept, torn, second = re.findall(r"^(?:status )?(\d+)$", done.stdout, re.MULTILINE)
     assert (first, torn, second) == ("1", "0", "0"), done.stderr
     assert 0 < int(kept) < 24
-    (line,) = [x for x in done.stderr.splitlines() if x.startswith("rollouts:")]
+    (line,) = [x for x in plain_lines(done.stderr) if x.startswith("rollouts:")]
     assert re.search(r"cannot be written \(No space left on device\); free some space and run again, finished", line)
     assert f"{kept} of 24 episodes from the cache)" in done.stdout and "Traceback" not in done.stderr
     (project / ".cache/journal").rmdir()
@@ -76,7 +76,7 @@ def test_a_read_only_directory_is_one_sentence(small: Path, tmp_path: Path, figu
         project, f"mount --bind {place} {place} && mount -o remount,ro,bind {place} && {STAGE}; echo status $?"
     )
     assert "status 1" in done.stdout and "Traceback" not in done.stderr, done.stderr
-    (line,) = [x for x in done.stderr.splitlines() if x.startswith("rollouts:")]
+    (line,) = [x for x in plain_lines(done.stderr) if x.startswith("rollouts:")]
     assert re.search(rf"{place}.* cannot be written \(Read-only file system\); mount it writable and run again", line)
     figure(f"read-only {place}", "exit 1, 1 sentence")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import Figure
-from tests.faults.project import entries, fresh, group, journaled, members, orphans, run
+from tests.faults.project import entries, fresh, group, journaled, members, orphans, plain_lines, run
 
 ROLLOUTS = ("-m", "ragdistill.stages.rollouts")
 
@@ -44,7 +43,7 @@ def test_a_playing_stage_says_what_it_keeps_and_leaves_nothing_behind(
         wait_for(project, 5, leader)
         status, _, err, left = interrupt(leader, presses)
     kept = len(entries(project))
-    lines = [line for line in err.splitlines() if not re.match(r"base: \d+/\d+ episodes", line)]
+    lines = plain_lines(err)
     assert status == 130, err
     assert not left
     said = lines[-1:] if presses > 1 else lines

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -28,7 +27,7 @@ import pytest
 
 from ragdistill.stages.common import run_stage
 from tests.faults.conftest import Figure
-from tests.faults.project import fresh
+from tests.faults.project import fresh, plain_lines
 
 
 def edit(path: Path, change: Callable[[list[str]], list[str]]) -> None:
@@ -131,7 +130,7 @@ def test_a_tampered_input_is_refused_in_one_sentence(
     with pytest.raises(SystemExit) as left:
         run_stage(name, lambda params: body(params, *[int(i) if i.isdigit() else i for i in item]))
     err = capfd.readouterr().err
-    lines = [line for line in err.splitlines() if not re.match(r"base: \d+/", line)]
+    lines = plain_lines(err)
     assert left.value.code == 1
     assert len(lines) == 1 and sentence in lines[0], err
     figure(what, f"refused by `{name}`, exit 1, 1 sentence")

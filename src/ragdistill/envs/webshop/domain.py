@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from ragdistill.envs import Demo, Env, Turn
@@ -86,8 +87,8 @@ class WebshopDomain:
         plain = round(params.demos * params.plain)
         told_share = params.hinted / max(1.0 - params.plain, 1e-9)
         demos: list[Demo] = []
-        drawn = track(_again_and_again(products, rng, params.demos), "demonstrations", params.demos)
-        for number, product in zip(range(params.demos), drawn, strict=False):
+        drawn = islice(_again_and_again(products, rng, params.demos), params.demos)
+        for number, product in enumerate(track(drawn, "demonstrations", params.demos)):
             mood: Mood = "plain" if number < plain else "told" if rng.random() < told_share else "explores"
             demos.append(self._demonstrate(catalogue, product, mood, number, params, rng, products))
         rng.shuffle(demos)
