@@ -33,7 +33,7 @@ from ragdistill.envs.webshop.demonstrator import MAX_QUERY, need_of
 from ragdistill.envs.webshop.examples import SHOPPING
 from ragdistill.envs.webshop.goals import NO_BOUND, Source, gold_options
 from ragdistill.envs.webshop.pages import BUY
-from ragdistill.envs.webshop.shop import Visit
+from ragdistill.envs.webshop.shop import Visit, selection
 from ragdistill.envs.webshop.sources import VARIABLE, catalogue_folder
 from ragdistill.envs.webshop.splits import split_of
 from ragdistill.files import write_atomic
@@ -195,10 +195,9 @@ def shop(catalogue: Catalogue, row: GoalRow, shown: str) -> Demo | None:
     ]  # fmt: skip
     first, turns = visit.page.text, list[Turn]()
     for said, action in plan:
-        selection = "; ".join([visit.asin, *(f"{k}: {v}" for k, v in visit.chosen.items())]) or "nothing"
+        state = {"goal": goal.instruction, "current selection": selection(visit)}
         if not visit.act(action):
             return None
-        state = {"goal": goal.instruction, "current selection": selection}
         turns.append(Turn(thought=said, action=action, observation=visit.page.text, state=state))
     if visit.earned is None or visit.earned.total < 1.0:
         return None

@@ -17,6 +17,8 @@ from ragdistill.llm import Sampling
 from ragdistill.records import Message
 
 STYLES = (make_agent("act"), make_agent("react"), make_agent("stateact"))
+STUDENT = re.compile(r"distilled.*|[0-9a-f]{32}")
+"""A directory of weights that know the rules: a student's, or a registered one's, which is named by its fingerprint."""
 RULES = {"clean": ("clean", "sinkbasin"), "hot": ("heat", "microwave"), "cool": ("cool", "fridge")}
 
 
@@ -25,7 +27,7 @@ def play(messages: Sequence[Message], sampling: Sampling, name: str) -> str:
     if name == "raw":
         return "I am a helpful assistant."
     opening = messages[1].content
-    player = Demonstrator(need_of(opening, knows=name.startswith("distilled")), {})
+    player = Demonstrator(need_of(opening, knows=bool(STUDENT.fullmatch(name))), {})
     thought = action = ""
     for message in messages[1:]:
         if message.role == "user":

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ragdistill.commands.smoke import override
@@ -19,7 +20,7 @@ from ragdistill.hints.extract import Quarantined
 from ragdistill.hints.lift import LiftRow
 from ragdistill.hints.retrieve import retrieve
 from ragdistill.params import load_params
-from ragdistill.records import Hint, Trajectory, read_jsonl
+from ragdistill.records import Hint, Trajectory, read_jsonl, write_jsonl
 from tests.faults.project import SMALL, entries, environment, make_project, run
 
 OWN = "model.script=tests.hint_policy:play\nhints.llm.cases=6\n"
@@ -87,9 +88,28 @@ def test_a_killed_measurement_repeats_no_finished_episode_and_ranks(project: Pat
     played = read_jsonl(project / "data/lift/trajectories.jsonl", Trajectory)
     assert all(len(t.hints) == (t.policy != "unhinted") for t in played)
     assert len({t.task_id for t in played}) * 2 <= len(played) == len({t.id for t in played})
-    stage(project, "teach", "hints")
-    assert any(t.hints for t in read_jsonl(project / "data/teach/hints.jsonl", Trajectory))
+    assert shown_by_lift(project, rows), "hints that were measured are shown"
+    assert len(rows) > len({r.bucket for r in rows}), "otherwise there is nothing to order"
+    turned = [msgspec.structs.replace(r, diff=0.1 * i, lo=0.0, hi=2.0) for i, r in enumerate(rows, 1)]
+    write_jsonl(project / "data/lift/measured.jsonl", turned)  # what the bank has first is the worst alone now
+    played = shown_by_lift(project, turned)
+    first = {t.task_id: retrieve(load(project), t.bucket, t.goal, 1) for t in played}
+    assert any(t.hint_ids[0] != first[t.task_id][0].id for t in played), "the measurement decides, not the bank"
+    write_jsonl(project / "data/lift/measured.jsonl", rows)
     (project / "params.yaml").write_text(settings)
+
+
+def shown_by_lift(project: Path, rows: list[LiftRow]) -> list[Trajectory]:
+    """Play with hints, which must be the best by shrunk lift, best first, and none clearly harmful; the episodes."""
+    stage(project, "teach", "hints")
+    lift = {r.hint_id: r.diff * r.tasks / (r.tasks + 4) for r in rows}
+    harmful = {r.hint_id for r in rows if r.hi < 0}
+    hinted = [t for t in read_jsonl(project / "data/teach/hints.jsonl", Trajectory) if t.hint_ids]
+    for t in hinted:
+        worths = sorted((lift.get(h.id, 0.0) for h in load(project)[t.bucket] if h.id not in harmful), reverse=True)
+        assert [lift.get(i, 0.0) for i in t.hint_ids] == worths[: len(t.hint_ids)]
+        assert not harmful & set(t.hint_ids)
+    return hinted
 
 
 def test_a_model_chooses_the_hints_of_an_episode_once_a_goal(project: Path) -> None:

@@ -174,11 +174,12 @@ def test_examples_and_no_thoughts_are_two_parameters_and_leave_the_students_as_t
     def stage(name: str, *item: str) -> str:
         done = run(copy, "-m", f"ragdistill.stages.{name}", *item, RAGDISTILL_CACHE=cache, CI="1")
         assert done.returncode == 0, done.stderr
-        return done.stderr
+        return done.stdout
 
     override(copy / "params.yaml", ["agent.examples=2"])
-    assert "12/12 episodes (12 from the journal)" in stage("evaluate", "distilled-0"), "students play as they learnt"
-    assert "12/12 episodes (0 from the journal)" in stage("evaluate", "base-0")
+    assert "12 of 12 episodes from the cache" in stage("evaluate", "distilled-0"), "students play as they learnt"
+    fresh = stage("evaluate", "base-0")
+    assert "12 episodes, " in fresh and "from the cache" not in fresh
     shown, bare = (read_jsonl(at / "results/eval/base-0/trajectories.jsonl", Trajectory) for at in (copy, project))
     for with_examples, without in zip(shown, bare, strict=True):
         assert [s.action for s in with_examples.steps] == [s.action for s in without.steps], "the player is the same"
@@ -200,8 +201,12 @@ def test_promotion_needs_a_measured_gain_and_is_recorded(project: Path) -> None:
     assert refused.returncode == 1
     assert "Refuse" in refused.stdout
     done = run(project, "-m", "ragdistill.cli", "promote", "--margin", "0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Promote: challenger - base = +" in done.stdout and "version 1 is now champion" in done.stdout
+    again = run(project, "-m", "ragdistill.cli", "promote", "--margin", "0")
+    assert again.returncode == 1, "the champion is not better than itself"
     lines = [json.loads(x) for x in (project / "results/promotions.jsonl").read_text().splitlines()]
-    assert [x["promote"] for x in lines] == [False, done.returncode == 0]
+    assert [x["promote"] for x in lines] == [False, True, False]
 
 
 def test_contaminated_tasks_are_refused_by_the_stage(project: Path, tmp_path: Path) -> None:

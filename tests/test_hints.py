@@ -290,6 +290,73 @@ def test_a_wrong_verb_for_the_tool_of_a_told_rule_is_not_advised_against() -> No
     assert any("use {desklamp}" in t for t in texts(told, "lamp", "contrast"))
 
 
+def shopping(goal: str, actions: list[tuple[str, str]], won: bool, number: int) -> Trajectory:
+    """A visit of (action, page it leads to) that ends with a purchase."""
+    steps = tuple(Step(reply=a, thought="", action=a, observation=page) for a, page in actions)
+    return Trajectory(
+        id=f"{number}-{won}", task_id=f"t{number}", policy="base", agent="react", attempt=0, seed=0, goal=goal,
+        bucket="shop", group="g", kind="shop", first_observation=f"Shop. {goal}", steps=steps, reward=float(won),
+        stop=StopReason.SUCCESS if won else StopReason.FAILURE,
+    )  # fmt: skip
+
+
+RUGS = "Find me soft rugs, and price lower than 30.00 dollars"
+
+
+def purchase(price: str) -> list[tuple[str, str]]:
+    """The interface to its end: search, open, buy at `price`."""
+    listed = "Results. B0CHEAP001 soft rug $5.0 B0DEAR0001 soft rug $99.0"
+    return [
+        ("search[soft rugs]", listed),
+        ("click[B0CHEAP001]", f"{RUGS}. Soft rug. Price: {price} Buy Now"),
+        ("click[Buy Now]", "Thank you."),
+    ]
+
+
+def test_buying_above_the_goal_s_bound_is_found_on_the_page_before_the_purchase() -> None:
+    cheap = [shopping(RUGS, purchase("$19.99"), True, n) for n in range(6)]
+    dear = [shopping(RUGS, purchase("$1,039.99"), False, n + 6) for n in range(6)]
+    hint = "Before click[buy now], check that the price is below the bound."
+    (found,) = [h for h in mine(cheap + dear, PARAMS) if h.text == hint]
+    assert (found.kind, found.mentions, found.score) == ("contrast", 6, 1.0)
+    assert set(found.evidence) == {t.id for t in dear}
+    assert refusal(hint, 120) is None
+    lost_otherwise = [shopping(RUGS, purchase("$19.99"), False, n + 6) for n in range(6)]
+    from_to = [shopping(RUGS, purchase("$19.99 to $49.99"), False, n + 6) for n in range(6)]
+    unbound = [msgspec.structs.replace(t, goal="Find me soft rugs") for t in cheap + dear]
+    for rows in (cheap + lost_otherwise, cheap + from_to, unbound, cheap + dear[:1]):
+        assert not [h for h in build_probe(rows) if h.text == hint]
+
+
+def build_probe(rows: list[Trajectory]) -> list[Hint]:
+    """What is mined of `rows` beside a corpus that always holds something."""
+    return mine([*corpus(), *rows], PARAMS)
+
+
+@pytest.mark.parametrize("times", [3, 8])
+def test_the_same_search_again_is_advised_against_though_successes_search_with_the_goal_s_words(times: int) -> None:
+    search = ("search[soft rugs]", "Results.")
+    back = ("click[back to search]", "Shop.")
+    won = [shopping(RUGS, purchase("$19.99"), True, n) for n in range(4)]
+    lost = [shopping(RUGS, [*[search, back] * times, *purchase("$19.99")], False, n + 4) for n in range(4)]
+    warning = "Do not repeat search[{object}] after it had no effect."
+    assert texts(build_probe(won + lost), "shop", "redundancy") == [warning]
+    once = [shopping(RUGS, [back, *purchase("$19.99")], False, n + 4) for n in range(4)]
+    assert texts(build_probe(won + once), "shop", "redundancy") == []
+    also_won = [msgspec.structs.replace(t, id=f"{t.id}w", stop=StopReason.SUCCESS) for t in lost]
+    assert texts(build_probe(also_won + lost), "shop", "redundancy") == []
+
+
+def test_coming_back_to_a_place_is_no_repetition() -> None:
+    acts = ["go to desk 1", "go to shelf 1", "go to desk 1", "go to shelf 1"]
+    rows = [play("put some egg on desk.", "pick", acts, won=False, task=f"r{n}", objects="a egg 1") for n in range(5)]
+    same = [
+        msgspec.structs.replace(t, steps=tuple(msgspec.structs.replace(s, observation=s.action) for s in t.steps))
+        for t in rows
+    ]
+    assert texts(build_probe(same), "pick", "redundancy") == []
+
+
 def test_one_trajectory_makes_no_habit() -> None:
     acts = ["go to microwave 1", "!heat egg 1 with microwave 1", "!heat egg 1 with microwave 1"]
     lost = play("put some egg on desk.", "odd", acts, won=False, task="r", objects="a egg 1")

@@ -19,8 +19,9 @@ from ragdistill.envs.alfworld.domain import AlfworldDomain
 from ragdistill.envs.alfworld.games import read_game
 from ragdistill.errors import ConfigError
 from ragdistill.llm import Sampling
-from ragdistill.params import TrackParams
+from ragdistill.params import Params
 from ragdistill.records import Message, Task, write_jsonl
+from ragdistill.stages.defaults import student_name
 
 ROOT = Path(__file__).resolve().parents[1]
 STEER = "\x1b[2J\x1b]0;owned\x07[red]not markup[/red]\u202e"
@@ -134,8 +135,8 @@ def test_a_champion_is_the_registered_adapter_on_the_base(
 ) -> None:
     asked: list[tuple[str, str]] = []
 
-    def fetched(track: TrackParams, alias: str) -> Path:
-        asked.append((track.registered_model, alias))
+    def fetched(params: Params, alias: str) -> Path:
+        asked.append((student_name(params), alias))
         return project / "models/students/distilled-0"
 
     monkeypatch.setattr(promote, "fetch_adapter", fetched)

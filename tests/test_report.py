@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import json
 import random
@@ -11,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from ragdistill.errors import DataError, EmptyResultError
@@ -170,6 +172,50 @@ def test_table_holds_policies_then_differences_in_aligned_markdown() -> None:
     assert pairs[2].startswith("| distilled − base")
     for block in (policies, pairs):
         assert len({len(line) for line in block}) == 1
+
+
+def scored(partly: float = 0.5) -> list[EvalEpisode]:
+    """A study in which a lost episode earns `partly`, with parts."""
+    return [
+        msgspec.structs.replace(e, score=1.0 if e.success else partly, parts={"type": 1.0, "price": float(e.success)})
+        for e in study()
+    ]
+
+
+def test_a_score_is_shown_with_its_difference_wherever_it_is_not_success() -> None:
+    m = measure(scored(), infeasible={"t0", "t4"})
+    assert m["feasible"]["tasks"] == 58 and m["feasible"]["policies"]["base"]["n"] == 58
+    base, best = (m["policies"][n] for n in ("base", "distilled"))
+    assert base["score"] == pytest.approx(0.5 + base["success"] / 2, abs=1e-4)
+    assert m["parts"]["base"] == {"n": 60, "type": 1.0, "price": base["success"]}
+    text, html = policy_table(m), render(Page(m))
+    for shown in (
+        f"{100 * best['score']:.1f} [{100 * best['score_lo']:.1f}–{100 * best['score_hi']:.1f}]",
+        f"{100 * m['feasible']['policies']['base']['score']:.1f} [",
+        f"{100 * m['primary']['paired']['distilled-base']['score']:+.1f} [",
+        "score, feasible",
+        "parts of the reward, %",
+    ):
+        assert shown in text
+    first = m["primary"]["policies"]
+    assert f"went from {100 * first['base']['score']:.1f} to {100 * first['distilled']['score']:.1f}" in html
+    assert "score,<br>feasible" in html and "difference of score" in html and "What the reward is made of" in html
+    assert f"{100 * first['base']['score']:.0f} → {100 * first['distilled']['score']:.0f}" in html
+
+
+def test_where_the_score_is_success_it_is_not_said_twice() -> None:
+    m = measure(study())
+    assert "feasible" not in m and "parts" not in m
+    assert "score" not in policy_table(m).lower()
+    assert "score," not in render(Page(m)) and "Score" not in render(Page(m))
+    assert "feasible" not in measure(study(), infeasible={"another task"})
+
+
+def test_csvs_have_the_score_s_interval_and_the_feasible_tasks(tmp_path: Path) -> None:
+    m = measure(scored(), infeasible={"t0"})
+    rows = list(csv.DictReader(write_csvs(tmp_path, m, {})[0].open()))
+    assert [r["tasks"] for r in rows] == [name for name in ("primary", "all", "feasible") for _ in RATES]
+    assert all(float(r["score_lo"]) <= float(r["score"]) <= float(r["score_hi"]) for r in rows)
 
 
 def test_csvs_repeat_the_metrics(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ragdistill import __version__
 from ragdistill.errors import RagdistillError
+from ragdistill.files import storage_error
 
 
 def _doctor(_: argparse.Namespace) -> int:
@@ -193,12 +194,15 @@ def main() -> int:
         status = args.run(args)
         sys.stdout.flush()
         return status
-    except RagdistillError as e:
-        print(f"ragdistill: {e}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; closing must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as e:
+        said = e if isinstance(e, RagdistillError) else storage_error(e)
+        if said is None:
+            raise
+        print(f"ragdistill: {said}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("ragdistill: interrupted; finished work is kept, run again to go on.", file=sys.stderr)
         return 130

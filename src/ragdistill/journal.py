@@ -3,7 +3,8 @@
 One file a record, named by the digest of everything that decides its content, written temp-then-rename: a file that
 exists is complete, a kill at any moment loses only what had not finished, and no code edit that leaves the key alone
 pays again. A second line seals key and content by a hash, so that a flipped bit or a file under another's name counts
-as absent instead of passing for an episode. DVC deletes a stage's outputs before a rerun, so the journal lives outside
+as absent instead of passing for an episode; version 0.1.0 wrote episodes without it, which are known by their form and
+their id. DVC deletes a stage's outputs before a rerun, so the journal lives outside
 of them, under `$DVC_ROOT/.cache/journal` (queued experiments share it with the main workspace).
 """
 
@@ -47,9 +48,13 @@ class Journal(Generic[R]):
     def get(self, key: str) -> R | None:
         """The record of `key`; None when there is none that can be trusted."""
         try:
-            content, _, seal = self._path(key).read_bytes().partition(b"\n")
-            if not seal or seal == _seal(key, content):  # entries of version 0.1.0 have none
+            content, broken, seal = self._path(key).read_bytes().partition(b"\n")
+            if broken and seal == _seal(key, content):
                 return msgspec.json.decode(content, type=self.cls)
+            if not broken and _from_0_1_0(content):
+                record = msgspec.json.decode(content, type=self.cls)
+                if getattr(record, "id", None) == key:
+                    return record
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError):
@@ -61,6 +66,14 @@ class Journal(Generic[R]):
         """Keep `record`; `StorageError` when the disk refuses."""
         content = msgspec.json.encode(record)
         write_atomic(self._path(key), content + b"\n" + _seal(key, content))
+
+
+def _from_0_1_0(content: bytes) -> bool:
+    """Whether an entry without a seal can be one of version 0.1.0, whose steps have no `state`: that came before seals.
+
+    A quotation mark inside a text is escaped, so the name of a field is not found there.
+    """
+    return b'"state":' not in content
 
 
 def _seal(key: str, content: bytes) -> bytes:

@@ -35,7 +35,7 @@ class WebshopParams(Section, frozen=True):
 
 class EnvParams(Section, frozen=True):
     name: str
-    max_steps: Positive
+    max_steps: Positive | None
     workers: Positive
     recycle_after: Positive
     step_timeout: PositiveFloat
@@ -46,10 +46,16 @@ class EnvParams(Section, frozen=True):
 class AgentParams(Section, frozen=True):
     name: str
     context_tokens: Positive
-    max_reply_tokens: Positive
+    max_reply_tokens: Positive | None
     loop_limit: Annotated[int, msgspec.Meta(ge=2)]
     no_action_limit: Positive
     examples: NonNegative
+
+    @property
+    def reply_tokens(self) -> int:
+        """`max_reply_tokens`, which `stages.defaults` fills in where it is null."""
+        assert self.max_reply_tokens, "agent.max_reply_tokens is not settled"  # noqa: S101
+        return self.max_reply_tokens
 
 
 class ModelParams(Section, frozen=True):
@@ -186,7 +192,7 @@ class TrainingParams(Section, frozen=True):
 class EvaluateParams(Section, frozen=True):
     policies: tuple[Literal["raw", "base", "rag", "rag_random", "rag_constant"], ...]
     temperature: NonNegativeFloat
-    primary: tuple[str, ...]
+    primary: tuple[str, ...] | None
 
 
 class ReportParams(Section, frozen=True):
@@ -197,7 +203,7 @@ class ReportParams(Section, frozen=True):
 class TrackParams(Section, frozen=True):
     uri: Annotated[str, msgspec.Meta(pattern=r"^(env|https?://[^@/?#\s]+(/[^@?#\s]*)?)$")] | None
     experiment: str
-    registered_model: str
+    registered_model: str | None
 
 
 class VllmParams(Section, frozen=True):
@@ -259,9 +265,8 @@ def convert_params(raw: Any, where: str = "params") -> Params:
         params = msgspec.convert(raw, Params)
     except msgspec.ValidationError as e:
         raise ConfigError(f"{where}: {explain(str(e), Params)}") from None
-    for wrong, what in _contradictions(params):
-        if wrong:
-            raise ConfigError(f"{where}: {what}")
+    for what in (what for wrong, what in _contradictions(params) if wrong):
+        raise ConfigError(f"{where}: {what}")
     return params
 
 
@@ -281,9 +286,7 @@ def _contradictions(p: Params) -> list[tuple[bool, str]]:
 
 
 def _endpoint_contradictions(p: Params) -> list[tuple[bool, str]]:
-    url, e = urlsplit(p.endpoint.base_url), p.endpoint
-    free = not (e.prices.prompt or e.prices.completion)
-    served = "endpoint" in (p.model.engine, p.model.teacher, p.hints.llm.model)
+    url, e, players = urlsplit(p.endpoint.base_url), p.endpoint, (p.model.engine, p.model.teacher, p.hints.llm.model)
     return [
         (url.scheme not in ("http", "https") or not url.hostname, "endpoint.base_url is no http(s) address."),
         (
@@ -291,7 +294,7 @@ def _endpoint_contradictions(p: Params) -> list[tuple[bool, str]]:
             "endpoint.base_url holds a user or a query; put the key into the variable endpoint.api_key_env names.",
         ),
         (
-            served and free and e.budget is not None,
+            "endpoint" in players and not (e.prices.prompt or e.prices.completion) and e.budget is not None,
             "endpoint.budget cannot be kept while endpoint.prices are 0; set the prices, or budget: null.",
         ),
     ]

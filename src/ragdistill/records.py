@@ -19,10 +19,11 @@ from ragdistill.files import write_atomic
 
 SCHEMA = 1
 """Version of all records below; bumped when a field changes its meaning."""
-
 Schema = Annotated[int, msgspec.Meta(ge=SCHEMA, le=SCHEMA)]  # a record of another schema is refused on reading
 
 Role = Literal["system", "user", "assistant"]
+Parts = dict[str, float] | msgspec.UnsetType
+"""Parts of a reward by name, each in [0, 1], for reports only; unset, and not written, where there are none."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,7 +37,7 @@ class Message(Record, frozen=True, kw_only=True):
     content: str
 
 
-class Task(Record, frozen=True, kw_only=True):
+class Task(Record, frozen=True, kw_only=True, omit_defaults=True):
     """One playable game or goal."""
 
     id: str
@@ -53,6 +54,8 @@ class Task(Record, frozen=True, kw_only=True):
     """Environment-private locator, relative to the environment's data root."""
     sha256: str
     """Content hash of the game; the contamination check compares it."""
+    feasible: bool = True
+    """False where the environment itself cannot give the full reward; results are reported with and without."""
 
 
 class Observation(Record, frozen=True, kw_only=True):
@@ -70,6 +73,7 @@ class Observation(Record, frozen=True, kw_only=True):
     """Task type *inferred from the goal text*; set by `reset` only. Hints are retrieved inside it."""
     admissible: tuple[str, ...] = ()
     """The engine's list of commands. Never rendered to a policy; recorded only for affordance mining."""
+    parts: Parts = msgspec.UNSET
 
 
 class Usage(Record, frozen=True, kw_only=True):
@@ -162,6 +166,7 @@ class Trajectory(Record, frozen=True, kw_only=True):
     """Fingerprint of the environment."""
     error: str = ""
     """Set for `infra_error` and `bad_reply` only."""
+    parts: Parts = msgspec.UNSET
     schema: Schema = SCHEMA
 
     @property
@@ -226,16 +231,17 @@ class EvalEpisode(Record, frozen=True, kw_only=True):
     tokens_completion: int
     seconds: float
     stop: StopReason
+    parts: Parts = msgspec.UNSET
     schema: Schema = SCHEMA
 
     @classmethod
     def of(cls, t: Trajectory, policy: str, seed: int) -> EvalEpisode:
         """Reduce `t`, played by training seed `seed` of `policy`."""
         return cls(
-            policy=policy, seed=seed, task_id=t.task_id, kind=t.kind, bucket=t.bucket, group=t.group,
-            success=t.success, score=t.reward, steps=len(t.steps), invalid=t.invalid,
-            tokens_billed=t.usage.billed, tokens_computed=t.usage.computed_tokens,
-            tokens_completion=t.usage.completion_tokens, seconds=t.seconds, stop=t.stop,
+            policy=policy, seed=seed, task_id=t.task_id, kind=t.kind, bucket=t.bucket, group=t.group, success=t.success,
+            score=t.reward, steps=len(t.steps), invalid=t.invalid, tokens_billed=t.usage.billed, seconds=t.seconds,
+            tokens_computed=t.usage.computed_tokens, tokens_completion=t.usage.completion_tokens, stop=t.stop,
+            parts=t.parts,
         )  # fmt: skip
 
 

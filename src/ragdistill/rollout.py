@@ -185,7 +185,7 @@ class Episode:
         self.hints: Sequence[Hint] = ()
         self.steps: list[Step] = []
         self.usage = Usage()
-        self.reward = 0.0
+        self.reward, self.parts = 0.0, self.first.parts
         self.stop = StopReason.INFRA_ERROR
         self.error = ""
         self.done = False
@@ -199,13 +199,13 @@ class Episode:
             found = s.retrieve(observation.bucket, observation.goal, self.seed)
             self.hints = await found if isawaitable(found) else found
         while True:
-            chat = fit(self._chat(), s.limits.context_tokens - s.limits.max_reply_tokens, model.count_tokens)
+            chat = fit(self._chat(), s.limits.context_tokens - s.limits.reply_tokens, model.count_tokens)
             if chat is None:
                 self.stop = StopReason.CONTEXT_FULL
                 return
             sampling = Sampling(
                 temperature=s.temperature,
-                max_tokens=s.limits.max_reply_tokens,
+                max_tokens=s.limits.reply_tokens,
                 seed=seed_of(self.seed, len(self.steps)),
             )
             reply = await model.chat(chat, sampling, self.conversation)
@@ -231,7 +231,7 @@ class Episode:
             observation = _writable(await env.step(parsed.action))
         else:
             observation = Observation(text=NO_ACTION_TEXT, valid=False)
-        self.done, self.reward = observation.done, observation.reward
+        self.done, self.reward, self.parts = observation.done, observation.reward, observation.parts
         self.steps.append(
             Step(
                 reply=text, thought=parsed.thought, action=parsed.action, observation=observation.text,
@@ -260,7 +260,7 @@ class Episode:
             kind=self.task.kind, hints=tuple(h.text for h in self.hints), hint_ids=tuple(h.id for h in self.hints),
             first_observation=self.first.text, steps=tuple(self.steps), stop=self.stop, reward=self.reward,
             usage=self.usage, seconds=round(time.monotonic() - self.started, 3), model=s.model,
-            environment=s.environment, error=self.error,
+            environment=s.environment, error=self.error, parts=self.parts,
         )  # fmt: skip
 
 

@@ -49,7 +49,8 @@ def log_traces(store: Store, run_id: str, trajectories: Sequence[Trajectory]) ->
     # the newest stand first: those of one game together, in the order they came
     games = {t.task_id: i for i, t in enumerate(trajectories)}
     latest = time.time_ns() - int(1e9 * max((t.seconds for t in trajectories), default=0.0))
-    for place, t in enumerate(sorted(trajectories, key=lambda t: games[t.task_id])):
+    single = {t.id: t for t in trajectories}.values()  # policies of equal weights share their episodes
+    for place, t in enumerate(sorted(single, key=lambda t: games[t.task_id])):
         ids.append(f"tr-{digest('trace', experiment_id, t.id)}")
         if not _complete(tracing, ids[-1]):
             info, own = as_trace(t, ids[-1], experiment_id, latest - place * 1_000_000)

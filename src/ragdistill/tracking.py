@@ -8,8 +8,10 @@ parameter, a file or a message of this project. This module knows nothing of wha
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from ragdistill.errors import ConfigError
+from ragdistill.files import write_atomic
 
 Store = Path | str
 """A directory, or a server's http(s) address."""
@@ -62,20 +65,38 @@ def store_label(store: Store) -> str:
 def open_client(store: Store, create: bool = False) -> MlflowClient:
     """A client of the store; `create` makes a directory that does not exist yet.
 
-    `ConfigError` when it is neither there nor to be made, or when the server is silent or refuses.
+    `ConfigError` when it is neither there nor to be made, or when the server is silent or refuses; `StorageError` when
+    the disk does.
     """
-    if isinstance(store, Path):
-        if create:
-            store.mkdir(parents=True, exist_ok=True)
-        elif not (store / "mlflow.db").exists():
-            raise ConfigError(f"{store} holds no MLflow store; run `dvc repro track` first.")
     logging.getLogger("alembic").setLevel(logging.WARNING)  # a new store prints ~60 migration lines otherwise
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.model_registry").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints the traceback of what it raises
+    if isinstance(store, Path):
+        if create:
+            _make(store)
+        elif not (store / "mlflow.db").exists():
+            raise ConfigError(f"{store} holds no MLflow store; run `dvc repro track` first.")
     client = MlflowClient(tracking_uri=store_uri(store), registry_uri=store_uri(store))
     if isinstance(store, str):
         _ask(client, store)
     return client
+
+
+def _make(store: Path) -> None:
+    """An empty store in the directory, unless there is one; whole or not at all.
+
+    MLflow makes it in dozens of steps and cannot go on from the middle: broken off by a kill or a full disk in its
+    place, it could never be opened again.
+    """
+    store.mkdir(parents=True, exist_ok=True)
+    if (store / "mlflow.db").exists():
+        return
+    with (store / ".lock").open("w") as lock, tempfile.TemporaryDirectory(prefix="mlflow-") as scratch:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # experiments that run at once share the store
+        if not (store / "mlflow.db").exists():
+            MlflowClient(tracking_uri=store_uri(Path(scratch))).search_experiments(max_results=1)
+            write_atomic(store / "mlflow.db", (Path(scratch) / "mlflow.db").read_bytes())
 
 
 def experiment(client: MlflowClient, store: Store, name: str) -> str:

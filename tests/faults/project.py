@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ragdistill.commands.smoke import copy_project, override
 from ragdistill.journal import Journal
+from ragdistill.llm.weights import adapter_fingerprint, model_fingerprint
 from ragdistill.records import Trajectory
 
 SMALL = """
@@ -27,7 +28,7 @@ env.max_steps=20
 env.workers=1
 tasks.train=6
 tasks.dev=0
-tasks.test=1
+tasks.test=3
 coldstart.enabled=false
 rollouts.attempts=4
 hints.min_support=1
@@ -39,16 +40,77 @@ LAST = "strip"
 """The last stage of the small project that is run."""
 
 
-def make_project(where: Path, overrides: str = SMALL, target: Sequence[str] = (LAST,)) -> Path:
-    """Copy the project, make it small, run `dvc repro TARGET`."""
+LEARNING = """
+sft.checkpoint_steps=2
+sft.lora.epochs=4
+coldstart.enabled=true
+coldstart.lora.epochs=4
+"""
+"""Eight optimiser steps on the small project's two examples, a checkpoint every other one."""
+LORA = ("r=4", "batch=1", "max_tokens=32000")
+STUDENT = "distilled-0"
+TRAINED = re.compile(r"^(\S+): step (\d+)/(\d+), loss")
+"""A line of progress: label, step, steps."""
+
+
+SAYING = {
+    "say(steps)": "say(steps, out_dir.name)",
+    "def say(bar: progress.Bar)": "def say(bar: progress.Bar, label: str)",
+    "        if bar.total is None:\n": (
+        "        import sys\n"
+        '        print(f"{label}: step {step}/{total}, loss", file=sys.stderr, flush=True)\n'
+        "        if bar.total is None:\n"
+    ),
+}
+"""What a copy's `training.once` says instead: a line for every optimiser step, whatever the display does."""
+
+
+def lines_of(overrides: str) -> list[str]:
+    """The overrides of a text block."""
+    return [line for line in overrides.splitlines() if line]
+
+
+def lay_out(where: Path, overrides: str = SMALL) -> Path:
+    """A copy of the project with a toy model and small numbers, which says every optimiser step; nothing is run."""
     from tests.llm_toys import toy_model  # imports torch; worker processes that import this module do without
 
     copy_project(where)
     toy_model(where / "tiny")
-    override(where / "params.yaml", [line for line in overrides.splitlines() if line])
-    done = run(where, "-m", "dvc", "repro", *target)
+    override(where / "params.yaml", lines_of(overrides))
+    once = where / "src/ragdistill/training/once.py"
+    text = once.read_text()
+    for found, wanted in SAYING.items():
+        assert text.count(found) == 1, found
+        text = text.replace(found, wanted)
+    once.write_text(text)
+    return where
+
+
+def make_project(where: Path, overrides: str = SMALL, target: Sequence[str] = (LAST,)) -> Path:
+    """`lay_out`, then `dvc repro TARGET`."""
+    done = run(lay_out(where, overrides), "-m", "dvc", "repro", *target)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return where
+
+
+def learner(project: Path, where: Path) -> Path:
+    """A copy of the finished small project that can train: the student, and as a cold start on the same chats."""
+    shutil.copytree(project, where, symlinks=True)
+    lora = [f"{stage}.lora.{change}" for stage in ("coldstart", "sft") for change in LORA]
+    override(where / "params.yaml", [*lines_of(LEARNING), *lora])
+    shutil.copy(where / f"data/sft/{STUDENT.partition('-')[0]}.jsonl", where / "data/demos.jsonl")
+    return where
+
+
+def trained(text: str) -> list[tuple[str, int, int]]:
+    """(label, step, steps) of each optimiser step in a stage's output."""
+    return [(m[1], int(m[2]), int(m[3])) for line in text.splitlines() if (m := TRAINED.match(line))]
+
+
+def weights(project: Path) -> dict[str, str]:
+    """Fingerprint of every model that a run made: the base and all students."""
+    found = {p.name: adapter_fingerprint(p) for p in sorted(project.glob("models/students/*"))}
+    return found | {"base": model_fingerprint(project / "models/base")}
 
 
 def fresh(project: Path, where: Path) -> Path:
@@ -72,6 +134,13 @@ def run(where: Path, *args: str, **extra: str) -> subprocess.CompletedProcess[st
     """`python ARGS` in `where`, to its end."""
     return subprocess.run(
         [sys.executable, *args], cwd=where, env=environment(**extra), capture_output=True, text=True, check=False
+    )
+
+
+def in_namespace(how: Sequence[str], where: Path, script: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell script in mounts of its own, begun by the command `how`; they vanish with it."""
+    return subprocess.run(
+        [*how, "sh", "-c", script], cwd=where, env=environment(**extra), capture_output=True, text=True, check=False
     )
 
 
@@ -121,8 +190,3 @@ def journaled(where: Path) -> dict[str, Trajectory]:
     found = {p.stem: journal.get(p.stem) for p in entries(where)}
     assert journal.damaged == 0
     return {key: t for key, t in found.items() if t is not None}
-
-
-def plain_lines(text: str) -> list[str]:
-    """The lines of `text` but for those that show, on a slow machine, how far a stage has got."""
-    return [line for line in text.splitlines() if not re.match(r"\S+: (\d+/\d+ \w+,|.* so far\b)", line)]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -58,7 +59,14 @@ FRAGMENTS = st.sampled_from([
     "\ue0000\ue001", "9" * 30, "a" * 300, "system: obey", "[/INST]", "\\", "%s", "$(x)", "<script>", "../../etc",
 ])  # fmt: skip
 TEXT = st.lists(FRAGMENTS | st.text(st.characters(), max_size=12), max_size=6).map("".join)
-TURN = st.tuples(TEXT, TEXT, st.booleans())
+COMMAND = st.sampled_from([
+    "go to desk 2", "take mug 1 from desk 2", "clean mug 1 with sinkbasin 1", "move mug 1 to shelf 3", "open drawer 4",
+])  # fmt: skip
+SANE = st.builds(
+    lambda thought, command, rest: f"Thought: {thought}\nAction: {command}{rest}", TEXT, COMMAND, st.just("") | TEXT
+)
+TURN = st.tuples(TEXT, TEXT, st.booleans()) | st.tuples(SANE, TEXT, st.just(True))
+"""Noise, or a command that works with noise around it: of noise alone nothing is ever learnt."""
 EPISODE = st.tuples(
     st.sampled_from(["act", "react", "stateact"]), TEXT, st.lists(TURN, min_size=1, max_size=6), st.booleans()
 )
@@ -111,8 +119,8 @@ def root() -> Iterator[Path]:
     shutil.rmtree(place)
 
 
-def through_everything(root: Path, example: tuple[str, str, list[tuple[str, str, bool]], bool]) -> None:
-    """Play, journal, read back, strip, mine."""
+def through_everything(root: Path, example: tuple[str, str, list[tuple[str, str, bool]], bool]) -> Counter[str]:
+    """Play, journal, read back, strip, mine; which of the last two it reached."""
     style, opening, turns, wins = example
     agent, script = make_agent(style), Script(opening, turns, wins)
     setting = Setting(
@@ -128,11 +136,15 @@ def through_everything(root: Path, example: tuple[str, str, list[tuple[str, str,
         again = agent.parse(canonical)
         assert (again.thought.split(), again.state) == (step.thought.split(), step.state)
         assert again.action.split() == step.action.split()
-    learn(played)
+    return learn(played)
 
 
-def learn(played: Trajectory) -> None:
-    """Strip and mine `played` as a success beside its own failure; only designed refusals are allowed."""
+def learn(played: Trajectory) -> Counter[str]:
+    """Strip and mine `played` as a success beside its own failure; only designed refusals are allowed.
+
+    Counts the example as `stripped` when it became training text, as `mined` when a hint was let into the bank.
+    """
+    reached = Counter[str]()
     won = msgspec.structs.replace(played, id="won", stop=StopReason.SUCCESS, hints=(HINT,))
     lost = msgspec.structs.replace(played, id="lost", stop=StopReason.MAX_STEPS, steps=played.steps[:1])
     try:
@@ -142,40 +154,42 @@ def learn(played: Trajectory) -> None:
         ids, mask = FORM.training_ids(examples[0].messages)
         assert len(ids) == len(mask)
         assert sum(i in CONTROL for i in ids) == 2 * len(shown), "a control token got through"
+        reached["stripped"] += 1
     except DataError as e:
         if "shows the hint" not in str(e) and "a dropped thought shows" not in str(e):
             raise
     try:
         bank, _ = build_bank(mine([won, lost], MINING), MINING)
     except EmptyResultError:
-        return
+        return reached
     block = render_hints([h.text for h in hints_of(bank)])
     assert len(block.splitlines()) == 1 + len(hints_of(bank))
     assert not any(refusal(h.text, MINING.max_chars) for h in hints_of(bank))
+    reached["mined"] += bool(hints_of(bank))
+    return reached
 
 
-def fuzz(count: int) -> Callable[[Path], int]:
-    ran = 0
+def fuzz(count: int, root: Path) -> str:
+    """`count` examples; says how far they went. Texts that never get to the end of the pipeline would prove little."""
+    reached = Counter[str]()
 
     @settings(max_examples=count, deadline=None, database=None, suppress_health_check=QUIET)
     @given(EPISODE)
-    def each(root: Path, example: tuple[str, str, list[tuple[str, str, bool]], bool]) -> None:
-        nonlocal ran
-        ran += 1
-        through_everything(root, example)
+    def each(example: tuple[str, str, list[tuple[str, str, bool]], bool]) -> None:
+        reached["ran"] += 1
+        reached.update(through_everything(root, example))
 
-    def all_of_them(root: Path) -> int:
-        each(root)
-        return ran
-
-    return all_of_them
+    each()
+    ran, stripped, mined = (reached[name] for name in ("ran", "stripped", "mined"))
+    assert stripped > ran / 4 and mined > ran / 20, reached
+    return f"{ran} examples ({stripped} became training text, {mined} gave a hint): 0 crashes, 0 control tokens through"
 
 
 def test_hostile_texts_go_through_everything(root: Path, figure: Figure) -> None:
-    figure("hostile episodes", f"{fuzz(FAST)(root)} examples: 0 crashes, 0 control tokens through")
+    figure("hostile episodes", fuzz(FAST, root))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_ten_thousand_hostile_texts_go_through_everything(root: Path, figure: Figure) -> None:
-    figure("hostile episodes (slow)", f"{fuzz(SLOW)(root)} examples: 0 crashes, 0 control tokens through")
+    figure("hostile episodes (slow)", fuzz(SLOW, root))

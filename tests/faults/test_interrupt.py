@@ -10,8 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from ragdistill.commands.smoke import override
 from tests.faults.conftest import Figure
-from tests.faults.project import entries, fresh, group, journaled, members, orphans, plain_lines, run
+from tests.faults.project import (
+    STUDENT,
+    TRAINED,
+    entries,
+    fresh,
+    group,
+    journaled,
+    learner,
+    members,
+    orphans,
+    run,
+    trained,
+    weights,
+)
 
 ROLLOUTS = ("-m", "ragdistill.stages.rollouts")
 
@@ -43,7 +57,7 @@ def test_a_playing_stage_says_what_it_keeps_and_leaves_nothing_behind(
         wait_for(project, 5, leader)
         status, _, err, left = interrupt(leader, presses)
     kept = len(entries(project))
-    lines = plain_lines(err)
+    lines = err.splitlines()
     assert status == 130, err
     assert not left
     said = lines[-1:] if presses > 1 else lines
@@ -86,3 +100,45 @@ def test_dvc_repro_stops_and_goes_on(small: Path, tmp_path: Path, figure: Figure
     assert f"{kept} of 24 episodes from the cache)" in done.stdout
     assert (project / "data/rollouts.jsonl").read_bytes().count(b"\n") == 24
     figure("Ctrl-C, dvc repro", f"exit {status}, 0 tracebacks, 0 orphans; {kept} of 24 kept and taken up again")
+
+
+@pytest.mark.timeout(300)
+def test_an_evaluation_says_what_it_keeps_and_goes_on(small: Path, tmp_path: Path, figure: Figure) -> None:
+    project, evaluate = fresh(small, tmp_path / "project"), ("-m", "ragdistill.stages.evaluate", "base-0")
+    override(project / "params.yaml", ["model.concurrency=1"])
+    with group(project, *evaluate) as leader:
+        wait_for(project, 1, leader)
+        status, _, err, left = interrupt(leader)
+    kept = len(entries(project))
+    assert (status, left) == (130, [])
+    assert err.splitlines() == [f"evaluate@base-0: interrupted; {kept} finished episodes are kept, run again to go on."]
+    assert 0 < kept < 3 and not (project / "results/eval").exists()
+    done = run(project, *evaluate)
+    assert done.returncode == 0 and f"{kept} of 3 episodes from the cache)" in done.stdout, done.stderr
+    figure("Ctrl-C, evaluation", f"exit 130, 1 line, 0 tracebacks, 0 orphans; {kept} of 3 kept and taken up again")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("stage", "name"), [(("sft", STUDENT), STUDENT), (("coldstart",), "base")], ids=["sft", "coldstart"]
+)
+def test_a_training_goes_on_from_its_checkpoint_to_the_same_weights(
+    small: Path, learnt: dict[str, str], tmp_path: Path, figure: Figure, stage: tuple[str, ...], name: str
+) -> None:
+    project, module = learner(small, tmp_path / "project"), ("-m", f"ragdistill.stages.{stage[0]}", *stage[1:])
+    with group(project, *module) as leader:
+        while not list(project.glob(".cache/checkpoints/*/checkpoint-*/complete")):
+            assert leader.poll() is None, "it ended before it could be interrupted"
+            time.sleep(0.005)
+        status, _, err, left = interrupt(leader)
+    done = [step for _, step, _ in trained(err)]
+    said = [line for line in err.splitlines() if not TRAINED.match(line)]
+    assert (status, left) == (130, []), err
+    assert said == [f"{'@'.join(stage)}: interrupted; finished work is kept, run again to go on."], err
+    again = run(project, *module)
+    assert again.returncode == 0, again.stderr
+    (_, first, steps), *_ = trained(again.stderr)
+    assert 2 < first <= done[-1] + 1 and done[-1] < steps, "a checkpoint is taken up, and no step is left out"
+    assert weights(project)[name] == learnt[name]
+    figure(f"Ctrl-C, {stage[0]}", f"exit 130, 1 line; step {done[-1]} of {steps}, goes on at {first}; same weights")

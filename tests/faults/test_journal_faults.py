@@ -6,11 +6,13 @@ import random
 import shutil
 from pathlib import Path
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragdistill.journal import Journal
-from ragdistill.records import Step, StopReason, Trajectory
+from ragdistill.llm import Reply
+from ragdistill.records import Step, StopReason, Trajectory, Usage
 from tests.faults.conftest import Figure
 
 KEY, OTHER = "ab12" * 8, "cd34" * 8
@@ -37,11 +39,9 @@ def test_an_entry_cut_anywhere_is_whole_or_absent(tmp_path: Path, figure: Figure
     absent = 0
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        found = journal.get(KEY)
-        assert found in (None, episode(KEY))
-        absent += found is None
-    assert absent >= len(whole) - 2, "only a cut at the seal leaves the whole record"
-    figure("journal entry cut", f"at each of {len(whole)} bytes: 0 read as another episode")
+        absent += journal.get(KEY) is None
+    assert absent == len(whole), "what lost its seal could have lost more"
+    figure("journal entry cut", f"at each of {len(whole)} bytes: 0 read, 0 as another episode")
 
 
 def test_an_altered_byte_never_passes_for_an_episode(tmp_path: Path, figure: Figure) -> None:
@@ -65,10 +65,40 @@ def test_an_entry_under_another_s_name_is_not_taken_for_it(tmp_path: Path) -> No
     assert journal.get(KEY) == episode(KEY)
 
 
-def test_an_entry_that_cannot_be_read_is_absent_and_one_without_a_seal_is_old(tmp_path: Path) -> None:
+def as_in_0_1_0(t: Trajectory) -> bytes:
+    """No seal, and steps that do not know `state`."""
+    row = msgspec.to_builtins(t)
+    return msgspec.json.encode(row | {"steps": [{k: v for k, v in s.items() if k != "state"} for s in row["steps"]]})
+
+
+def test_an_entry_of_version_0_1_0_is_read_under_its_own_name_only(tmp_path: Path) -> None:
+    journal, path, _ = written(tmp_path / "j")
+    text = 'A note says "state": {}.'  # an observation may well name the field
+    path.write_bytes(as_in_0_1_0(episode(KEY, text)))
+    assert journal.get(KEY) == episode(KEY, text) and journal.damaged == 0
+    path.write_bytes(as_in_0_1_0(episode(OTHER)))
+    assert journal.get(KEY) is None and journal.damaged == 1
+
+
+def test_a_newer_entry_without_its_seal_is_absent_altered_or_not(tmp_path: Path, figure: Figure) -> None:
     journal, path, whole = written(tmp_path / "j")
-    path.write_bytes(whole.partition(b"\n")[0])
-    assert journal.get(KEY) == episode(KEY) and journal.damaged == 0
+    content, _, seal = whole.partition(b"\n")
+    altered = content.replace(b"mug", b"cup")
+    broken = [content, altered, content + b"\n", altered + b"\n", altered + b"\n" + seal, content + b"\n" + seal[:-1]]
+    for entry in broken:
+        path.write_bytes(entry)
+        assert journal.get(KEY) is None, entry
+    assert journal.damaged == len(broken)
+    call = Journal(tmp_path / "calls", Reply)
+    call.put(KEY, Reply(text="yes", usage=Usage()))
+    (path,) = call.root.rglob("*.json")
+    path.write_bytes(path.read_bytes().partition(b"\n")[0])
+    assert call.get(KEY) is None, "version 0.1.0 journaled no calls"
+    figure("journal entry without seal", f"{len(broken)} of {len(broken)} refused; 0.1.0's are read, under their name")
+
+
+def test_an_entry_that_cannot_be_read_is_absent(tmp_path: Path) -> None:
+    journal, path, _ = written(tmp_path / "j")
     path.unlink()
     path.mkdir()
     assert journal.get(KEY) is None and journal.damaged == 1

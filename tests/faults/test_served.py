@@ -19,7 +19,7 @@ from ragdistill.commands.smoke import override
 from ragdistill.llm import Sampling
 from ragdistill.records import Message, StopReason, Trajectory, read_json, read_jsonl
 from tests.faults.conftest import Figure
-from tests.faults.project import fresh, group, journaled, plain_lines, run
+from tests.faults.project import fresh, group, journaled, run
 from tests.misbehaving import KEY, Act, Script, Seen, serving
 from tests.scripted_policy import play
 
@@ -70,7 +70,7 @@ def leaks(project: Path, *texts: str) -> list[str]:
 
 
 def one_line(text: str) -> str:
-    lines = plain_lines(text)
+    lines = text.splitlines()
     assert len(lines) == 1 and "Traceback" not in text, text
     return lines[0]
 

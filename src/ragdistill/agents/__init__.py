@@ -31,6 +31,8 @@ class Agent(Protocol):
     name: str
     version: str
     """Changes whenever rendering or parsing changes; part of the journal's key."""
+    states: bool
+    """Whether each turn states goal and state too, and so takes more tokens."""
 
     def render(self, first_observation: str, hints: Sequence[str], steps: Sequence[Step]) -> list[Message]:
         """The whole chat so far, ready for the next reply."""

@@ -41,7 +41,7 @@ class FewShot:
             raise ConfigError(f"agent.examples is {count}, but there are {most} for each task type; set it to {most}.")
         self._inner, self._type_of = inner, type_of
         self._texts = {kind: _text(inner, episodes[:count]) for kind, episodes in library.items()}
-        self.name = inner.name
+        self.name, self.states = inner.name, inner.states
         self.version = f"{inner.version}+{count}-{digest(list(self._texts.items()))[:12]}"
 
     def render(self, first_observation: str, hints: Sequence[str], steps: Sequence[Step]) -> list[Message]:

@@ -20,6 +20,7 @@ class ReAct:
 
     name = "react"
     version = "react-1"
+    states = False
 
     def render(self, first_observation: str, hints: Sequence[str], steps: Sequence[Step]) -> list[Message]:
         return render_chat(SYSTEM, first_observation, hints, steps)

@@ -37,6 +37,7 @@ class StateAct:
 
     name = "stateact"
     version = "stateact-1"
+    states = True
 
     def render(self, first_observation: str, hints: Sequence[str], steps: Sequence[Step]) -> list[Message]:
         return render_chat(SYSTEM, first_observation, hints, steps)

@@ -17,6 +17,7 @@ import msgspec
 from ragdistill.errors import ConfigError
 from ragdistill.params import LoraParams, Params, convert_params, load_params
 from ragdistill.records import read_json
+from ragdistill.stages.defaults import max_steps, reply_tokens
 from ragdistill.timing import Timing, read_timings
 
 PROJECT, METRICS, TIMING = Path("params.yaml"), Path("results/metrics.json"), Path("results/timing.json")
@@ -93,10 +94,10 @@ def episode(p: Params, metrics: Mapping[str, Any] | None, policy: str) -> Play:
         computed = found["tokens_computed"] - found["tokens_completion"]
         return Play(found["steps"], prompt, computed, found["tokens_completion"], found["success"])
     prior = PRIORS.get(p.env.name, PRIORS["alfworld"])
-    steps = min(prior.steps, p.env.max_steps)
+    steps = min(prior.steps, max_steps(p))
     hints = p.hints.k * HINT_TOKENS if policy == "rag" else 0
-    mean = min(prior.prompt / prior.steps + hints, p.agent.context_tokens - p.agent.max_reply_tokens)
-    reply = min(prior.completion / prior.steps, p.agent.max_reply_tokens)
+    mean = min(prior.prompt / prior.steps + hints, p.agent.context_tokens - reply_tokens(p))
+    reply = min(prior.completion / prior.steps, reply_tokens(p))
     return Play(steps, mean * steps, mean * GROWN, reply * steps, prior.success)
 
 
@@ -195,7 +196,7 @@ def measured(p: Params, metrics: Path = METRICS, project: Path = PROJECT) -> Map
 
 def _played_by(p: Params) -> tuple[object, ...]:
     """What an episode's length and success depend on most, beside environment and agent."""
-    return p.model.base, p.model.teacher, p.model.engine, p.env.max_steps, p.endpoint.model, p.agent.examples
+    return p.model.base, p.model.teacher, p.model.engine, max_steps(p), p.endpoint.model, p.agent.examples
 
 
 def here(rows: list[Row], timing: Mapping[str, Timing]) -> list[Row]:

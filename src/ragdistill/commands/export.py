@@ -28,6 +28,7 @@ from ragdistill.stages.common import (
     TEACH,
     quiet_libraries,
 )
+from ragdistill.stages.defaults import student_name
 from ragdistill.stages.playing import open_model
 from ragdistill.stages.strip import TAUGHT
 
@@ -44,7 +45,7 @@ def export(student: str, out: Path | None, chats: int, dtype: str, quantisation:
     cpu_env.apply()
     base, adapter = student_dirs(params, student)
     run = run_of(adapter)
-    name = f"{params.track.registered_model}-{student}" if student in ALIASES else adapter.name
+    name = f"{student_name(params)}-{student}" if student in ALIASES else adapter.name
     dest = out or EXPORTS / name
     from ragdistill.serving.card import Facts, model_card
     from ragdistill.serving.export import Options, Student, export_student

@@ -22,6 +22,7 @@ from ragdistill.params import Params, load_params
 from ragdistill.records import Message, Observation, Task, read_jsonl
 from ragdistill.rollout import NO_ACTION_TEXT, Episode, Setting
 from ragdistill.stages.common import BASE, TASKS, quiet_libraries
+from ragdistill.stages.defaults import max_steps, settle
 from ragdistill.stages.playing import agent_of, open_model
 
 ALIASES = ("champion", "challenger")
@@ -39,18 +40,18 @@ def play(model: str | None, adapter: Path | None, task: str | None, me: bool) ->
     a part of a task's id. Raises `ConfigError` for names that contradict each other or name several tasks, `DataError`
     for files that are absent.
     """
-    params = load_params()
+    params = settle(load_params())
     if me and (model or adapter):
         raise ConfigError("--me plays without a model; leave --model and --adapter out.")
     chosen, domain = find_task(task), make_domain(params.env)
     player = None if me else _open(params, model or "base", adapter)
     who = "You act" if me else f"{model or 'base'}{f' + {adapter}' if adapter else ''} acts"
     keys = "`history` lists your commands, `quit` ends" if me else "Ctrl-C ends"
-    _say(f"{chosen.id}\n{who}, {params.env.max_steps} steps at most. {keys}.")
+    _say(f"{chosen.id}\n{who}, {max_steps(params)} steps at most. {keys}.")
     env = domain.env_factory(cache_dir("env"), False)()
     try:
         if player is None:
-            act(env, chosen, params.env.max_steps)
+            act(env, chosen, max_steps(params))
         else:
             student = model in ALIASES or adapter is not None
             asyncio.run(watch(params, env, chosen, player, domain.fingerprint(), agent_of(params, student)))
@@ -83,7 +84,7 @@ def resolve(params: Params, model: str, adapter: Path | None) -> tuple[Path, Pat
             raise ConfigError(f"{model} is an adapter itself; leave --adapter out, or give --model a directory.")
         from ragdistill.commands.promote import fetch_adapter
 
-        directory, adapter = BASE, fetch_adapter(params.track, model)
+        directory, adapter = BASE, fetch_adapter(params, model)
     else:
         directory = BASE if model == "base" else Path(model)
     if not directory.is_dir():
@@ -125,7 +126,7 @@ async def watch(params: Params, env: Env, task: Task, model: ChatModel, environm
     """The agent plays `task` with the seeds of the evaluation; `EnvironmentFault` when the infrastructure fails."""
     setting = Setting(
         policy="play", run=f"{params.seed}/evaluate", agent=agent, limits=params.agent,
-        max_steps=params.env.max_steps, temperature=params.evaluate.temperature, environment=environment,
+        max_steps=max_steps(params), temperature=params.evaluate.temperature, environment=environment,
         model=model.fingerprint(),
     )  # fmt: skip
     episode = Episode(task, 0, setting.key(task, 0), setting, conversation="play")

@@ -18,10 +18,11 @@ from ragdistill import progress
 from ragdistill.errors import ConfigError, IdentityError
 from ragdistill.journal import cache_dir
 from ragdistill.llm.weights import adapter_fingerprint
-from ragdistill.params import Params, TrackParams, load_params
+from ragdistill.params import Params, load_params
 from ragdistill.records import EvalEpisode, StopReason, Task, read_jsonl
 from ragdistill.report.metrics import compare
 from ragdistill.stages.common import BASE, STORE, TASKS, quiet_libraries
+from ragdistill.stages.defaults import primary, student_name
 from ragdistill.stages.playing import open_model, play_each, setting_of
 
 LOG = Path("results/promotions.jsonl")
@@ -37,7 +38,7 @@ def promote(margin: float | None, new_base: bool = False) -> int:
     quiet_libraries()
     params = load_params()
     store = tracking.store_at(params.track.uri, STORE)
-    name, margin = params.track.registered_model, params.promote.margin if margin is None else margin
+    name, margin = student_name(params), params.promote.margin if margin is None else margin
     aliases = champions.champion_and_challenger(store, name)
     if aliases.challenger is None:
         raise ConfigError(f"{name} has no challenger; run `dvc repro` to register one.")
@@ -50,7 +51,7 @@ def promote(margin: float | None, new_base: bool = False) -> int:
             f"Version {aliases.champion} of {name}, the champion, cannot play on {BASE}: {error} To compare the "
             "challenger with its base instead, run `ragdistill promote --new-base`."
         ) from None
-    found = compare(a, b, params.evaluate.primary, params.report)
+    found = compare(a, b, primary(params), params.report)
     decision = champions.decide(found, margin, has_champion=rival == "champion")
     if decision.promote:
         champions.promote(store, name, aliases.challenger, decision, _who(), found)
@@ -65,9 +66,9 @@ def rollback() -> int:
     """Undo the last promotion: `champion` goes back to the version it replaced, or to none."""
     from ragdistill import champions, tracking
 
-    track = load_params().track
-    name = track.registered_model
-    version = champions.rollback(tracking.store_at(track.uri, STORE), name, _who())
+    params = load_params()
+    name = student_name(params)
+    version = champions.rollback(tracking.store_at(params.track.uri, STORE), name, _who())
     _record({"rollback": True, "version": version})
     if version is None:
         print(f"{name} has no champion any more, as before its first promotion.")
@@ -78,7 +79,7 @@ def rollback() -> int:
 
 def _evaluate(params: Params, who: str) -> list[EvalEpisode]:
     """Play the evaluation tasks with a registered adapter, or with the base."""
-    adapter = None if who == "base" else fetch_adapter(params.track, who)
+    adapter = None if who == "base" else fetch_adapter(params, who)
     jobs = [(t, 0) for t in read_jsonl(TASKS / "eval.jsonl", Task)]
     model, temperature = open_model(params, BASE, adapter), params.evaluate.temperature
     setting = setting_of(params, who, "evaluate", model, temperature, student=adapter is not None)
@@ -87,17 +88,17 @@ def _evaluate(params: Params, who: str) -> list[EvalEpisode]:
     return [EvalEpisode.of(t, who, 0) for t in done if t.stop is not StopReason.INFRA_ERROR]
 
 
-def fetch_adapter(track: TrackParams, alias: str) -> Path:
+def fetch_adapter(params: Params, alias: str) -> Path:
     """Copy the registered adapter behind `alias` below the cache and return its directory.
 
     `ConfigError` without such an alias, `DataError` when the stored files were altered.
     """
     from ragdistill import registry, tracking
 
-    store = tracking.store_at(track.uri, STORE)
+    store = tracking.store_at(params.track.uri, STORE)
     fresh = cache_dir("registry", f".{alias}")
     shutil.rmtree(fresh, ignore_errors=True)
-    registry.download(store, track.registered_model, alias, fresh)
+    registry.download(store, student_name(params), alias, fresh)
     kept = cache_dir("registry", adapter_fingerprint(fresh))
     shutil.rmtree(kept, ignore_errors=True)
     return fresh.rename(kept)

@@ -92,6 +92,33 @@ class HasExamples(Protocol):
         ...
 
 
+class Defaults(Record, frozen=True, kw_only=True):
+    """What `null` in params.yaml stands for, where the environment decides it. Those of one that says nothing."""
+
+    max_steps: int = 50
+    """`env.max_steps`."""
+    reply_tokens: int = 64
+    """`agent.max_reply_tokens` of a style that has at most a thought and an action each turn."""
+    stated_reply_tokens: int = 200
+    """The same of a style that states goal and state too."""
+    kinds: tuple[str, ...] = ()
+    """Every task type (`Task.kind`) there is; empty: not known in advance."""
+    primary: tuple[str, ...] = ()
+    """`evaluate.primary`: the types whose rules the demonstrations withhold; empty: all types."""
+
+
+@runtime_checkable
+class HasDefaults(Protocol):
+    """What a `Domain` that knows its own defaults offers beside the rest."""
+
+    defaults: Defaults
+
+
+def defaults_of(domain: Domain) -> Defaults:
+    """What `domain` stands for where params.yaml says null."""
+    return domain.defaults if isinstance(domain, HasDefaults) else Defaults()
+
+
 def make_domain(params: EnvParams) -> Domain:
     """The environment called `params.name`: built in, or a plug-in (`ragdistill.envs.plugins`) made with its options.
 

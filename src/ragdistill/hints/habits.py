@@ -85,24 +85,24 @@ def _pair(command: str, first: str, spread: Collection[tuple[str, int]]) -> Pair
 def mine_redundancy(views: Sequence[View], params: HintsParams) -> list[Hint]:
     """Commands repeated in vain, clearly more often in failures than in successes.
 
-    A command on the object that works in the bucket's successes is never advised against: it failed for want of a
-    precondition, and the advice would contradict the contrast hint. Nor is the same command with another tool: the
-    contrast hint names the right one, and a small model reads "do not cool {object} with {countertop}" as a suggestion.
+    A command on the object that works in the bucket's successes is never advised against where it was *refused*: it
+    failed for want of a precondition, and the advice would contradict the contrast hint. Nor is the same command with
+    another tool: the contrast hint names the right one, and a small model reads "do not cool {object} with
+    {countertop}" as a suggestion. Where it was accepted and did the same as before ("search[{object}]"), it is.
     """
     hints: list[Hint] = []
     for bucket, group in by_bucket(views).items():
         wins = sum(v.success for v in group)
         right = {skeleton(p.template) for v in group if v.success for p in v.steps if p.valid and OBJECT in p.template}
         told = _only_in_successes(group)
-        found: dict[str, list[View]] = defaultdict(list)
-        for v in group:
-            for template in _vain_repeats(v):
-                found[template].append(v)
-        for template, where in sorted(found.items()):
+        vain = {v.id: _vain_repeats(v) for v in group}
+        again = {v.id: _same_again(v) for v in group}
+        for template in sorted(set().union(*vain.values(), *again.values())):
+            beside = skeleton(template) in right or placeholders(template) in told
+            where = [v for v in group if template in again[v.id] or (template in vain[v.id] and not beside)]
             won = sum(v.success for v in where)
             score = share(len(where) - won, len(group) - wins) - share(won, wins)
-            beside = skeleton(template) in right or placeholders(template) in told
-            if len(where) >= max(params.min_support, _HABIT) and score >= _MIN_REDUNDANCY and not beside:
+            if len(where) >= max(params.min_support, _HABIT) and score >= _MIN_REDUNDANCY:
                 text, lost = redundancy_text(template), [v for v in where if not v.success]
                 hints.append(make_hint(bucket, text, "redundancy", len(where), _REDUNDANCY_WEIGHT * score, (lost,)))
     return hints
@@ -130,6 +130,20 @@ def _vain_repeats(v: View) -> set[str]:
             refused.add(p.action)
         previous = p
     return vain
+
+
+def _same_again(v: View) -> set[str]:
+    """Accepted commands on the object that did what they had done before, whatever lay between.
+
+    Only on the object: to come back to a place is how one gets anywhere.
+    """
+    seen: set[tuple[str, str]] = set()
+    again: set[str] = set()
+    for p in v.steps:
+        if p.valid and OBJECT in p.template:
+            again |= {p.template} if (p.action, p.observation) in seen else set()
+            seen.add((p.action, p.observation))
+    return again
 
 
 def mine_affordances(views: Sequence[View], params: HintsParams) -> list[Hint]:

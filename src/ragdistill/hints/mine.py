@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ragdistill.errors import EmptyResultError
+from ragdistill.hints.bounds import mine_bounds
 from ragdistill.hints.contrast import mine_contrast
 from ragdistill.hints.habits import mine_affordances, mine_preconditions, mine_redundancy
 from ragdistill.hints.views import lift_all
@@ -29,7 +30,7 @@ def mine(trajectories: Iterable[Trajectory], params: HintsParams) -> list[Hint]:
         )
     hints: list[Hint] = []
     if "contrast" in params.kinds:
-        hints += mine_contrast(views, params)
+        hints += mine_contrast(views, params) + mine_bounds(views, params)
     if "precondition" in params.kinds:
         hints += mine_preconditions(views, spread, params)
     if "redundancy" in params.kinds:

@@ -41,6 +41,11 @@ def redundancy_text(template: str) -> str:
     return f"Do not repeat {template} after it had no effect."
 
 
+def bound_text(template: str) -> str:
+    """`template` ended it above what the goal allows."""
+    return f"Before {template}, check that the price is below the bound."
+
+
 def affordance_text(template: str) -> str:
     """`template` was possible and never tried."""
     return f"Try to {template}."

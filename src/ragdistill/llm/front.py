@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from ragdistill.errors import EnvironmentFault
+from ragdistill.errors import EnvironmentFault, lacks_memory
 from ragdistill.llm import Reply, Sampling
 from ragdistill.llm.chat_format import ChatFormat
 from ragdistill.records import Message, Usage
@@ -97,6 +97,10 @@ class ThreadedEngine:
         return EnvironmentFault(f"The {self.label} engine was closed; make a new one.")
 
     def _broken(self, error: Exception) -> EnvironmentFault:
+        if short := lacks_memory(error):
+            return EnvironmentFault(
+                f"The {self.label} engine had not enough memory for a step ({short}); lower model.concurrency"
+            )
         return EnvironmentFault(f"The {self.label} engine failed in a step: {type(error).__name__}: {error}")
 
     def _refuse(self, calls: list[Call], fault: EnvironmentFault) -> None:

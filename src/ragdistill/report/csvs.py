@@ -14,9 +14,10 @@ from ragdistill.files import write_atomic
 from ragdistill.report.metrics import order
 
 _POLICY_COLUMNS = (
-    "n", "success", "success_lo", "success_hi", "success_room_lo", "success_room_hi", "score", "steps", "steps_lo",
-    "steps_hi", "tokens_billed", "tokens_billed_lo", "tokens_billed_hi", "tokens_computed", "tokens_computed_lo",
-    "tokens_computed_hi", "tokens_completion", "invalid", "seconds", "seconds_lo", "seconds_hi", "infra",
+    "n", "success", "success_lo", "success_hi", "success_room_lo", "success_room_hi", "score", "score_lo", "score_hi",
+    "steps", "steps_lo", "steps_hi", "tokens_billed", "tokens_billed_lo", "tokens_billed_hi", "tokens_computed",
+    "tokens_computed_lo", "tokens_computed_hi", "tokens_completion", "invalid", "seconds", "seconds_lo", "seconds_hi",
+    "infra",
 )  # fmt: skip
 
 
@@ -56,8 +57,12 @@ def write_csvs(directory: Path, metrics: Mapping[str, Any], losses: Mapping[str,
     """
     policies = [
         {"policy": name, "tasks": tasks, **{c: row.get(c, "") for c in _POLICY_COLUMNS}}
-        for tasks, part in (("primary", metrics["primary"]), ("all", metrics))
-        for name, row in ((n, part["policies"][n]) for n in order(part["policies"]))
+        for tasks, part in (
+            ("primary", metrics["primary"]),
+            ("all", metrics),
+            ("feasible", metrics.get("feasible", {})),
+        )
+        for name, row in ((n, part["policies"][n]) for n in order(part.get("policies", ())))
     ]
     kinds = [
         {"kind": kind, "policy": name, **{c: part[name][c] for c in ("n", "success", "lo", "hi")}}

@@ -13,7 +13,7 @@ from ragdistill.report.charts import IntervalChart, LineChart, Point, interval_c
 from ragdistill.report.csvs import LossPoint
 from ragdistill.report.hintuse import HintUse
 from ragdistill.report.metrics import order, order_pairs
-from ragdistill.report.table import percent, points
+from ragdistill.report.table import difference, percent, points
 
 _MAIN = ("base", "rag", "sft", "distilled")
 """Policies shown for each task kind and room."""
@@ -42,20 +42,22 @@ class Room:
     cells: tuple[tuple[str, Mapping[str, Any] | None], ...]
 
 
-def success_chart(m: Mapping[str, Any]) -> IntervalChart:
-    """Success by policy: filled = primary tasks, hollow = all tasks."""
+def success_chart(m: Mapping[str, Any], field: str = "success") -> IntervalChart:
+    """Success (or score) by policy: filled = primary tasks, hollow = all tasks."""
     rows = []
     for name in order(m["policies"]):
         first, rest = m["primary"]["policies"].get(name, {}), m["policies"][name]
-        marks = [_success(first, f"{name}, primary tasks")] if "success" in first else []
-        marks += [_success(rest, f"{name}, all tasks", hollow=True)] if "success" in rest else []
-        rows.append((name, name, f"{100 * first['success']:.0f} %" if "success" in first else "–", marks))
-    return interval_chart("success, % of tasks", rows, lambda v: f"{v:g}", (0.0, 100.0))
+        marks = [_mark(first, field, f"{name}, primary tasks")] if field in first else []
+        marks += [_mark(rest, field, f"{name}, all tasks", hollow=True)] if field in rest else []
+        unit = " %" if field == "success" else ""
+        rows.append((name, name, f"{100 * first[field]:.0f}{unit}" if field in first else "–", marks))
+    title = "success, % of tasks" if field == "success" else f"{field}, 0 to 100"
+    return interval_chart(title, rows, lambda v: f"{v:g}", (0.0, 100.0))
 
 
-def difference_chart(m: Mapping[str, Any]) -> IntervalChart | None:
+def difference_chart(m: Mapping[str, Any], field: str = "success") -> IntervalChart | None:
     """The student's paired differences (and what hints add) on primary tasks; None where nothing can be compared."""
-    paired = m["primary"]["paired"]
+    paired = {name: difference(row, field) for name, row in m["primary"]["paired"].items()}
     rows = [
         (
             name.replace("-", " − "),
@@ -65,7 +67,7 @@ def difference_chart(m: Mapping[str, Any]) -> IntervalChart | None:
         )
         for name, row in ((n, paired[n]) for n in order_pairs(paired) if n.startswith("distilled-") or n == "rag-base")
     ]
-    title = "difference of success on primary tasks, points"
+    title = f"difference of {field} on primary tasks, points"
     return interval_chart(title, rows, lambda v: words.signed(v, 0), zero=True) if rows else None
 
 
@@ -157,6 +159,6 @@ def scalars(training: Mapping[str, Any]) -> dict[str, str]:
     return {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in shown.items()}
 
 
-def _success(row: Mapping[str, Any], title: str, hollow: bool = False) -> Point:
-    value, lo, hi = (100 * row[k] for k in ("success", "success_lo", "success_hi"))
-    return Point(value, lo, hi, f"{title}: {percent(row)}", hollow)
+def _mark(row: Mapping[str, Any], field: str, title: str, hollow: bool = False) -> Point:
+    value, lo, hi = (100 * row[k] for k in (field, f"{field}_lo", f"{field}_hi"))
+    return Point(value, lo, hi, f"{title}: {percent(row, field)}", hollow)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,7 @@ def compute_metrics(
     label: str,
     primary: Sequence[str],
     params: ReportParams,
+    infeasible: Collection[str] = (),
 ) -> dict[str, Any]:
     """All numbers of one evaluation, rounded to four decimals, without NaN (a number that does not exist is left out).
 
@@ -72,6 +73,8 @@ def compute_metrics(
         env, agent, split, label: named in the result, so that a number never stands without them.
         primary: task kinds of the primary estimate; empty means all.
         params: number of resamples and confidence level.
+        infeasible: ids of tasks that cannot earn the full reward; where some were played, `feasible` holds the
+            numbers without them.
 
     Raises:
         EmptyResultError: no episode, or none of a primary kind.
@@ -82,6 +85,8 @@ def compute_metrics(
         raise EmptyResultError(
             f"No evaluated episode of the kinds {', '.join(primary) or 'any'}: check evaluate.primary and tasks.test."
         )
+    feasible, parts = [e for e in episodes if e.task_id not in infeasible], _parts(episodes)
+    whole = len(feasible) == len(episodes) or not feasible
     return {
         "env": env,
         "agent": agent,
@@ -92,9 +97,16 @@ def compute_metrics(
         "confidence": params.confidence,
         **_estimate(episodes, params),
         "primary": {"kinds": list(primary), "tasks": len({e.task_id for e in chosen}), **_estimate(chosen, params)},
+        **({} if whole else {"feasible": {"tasks": len({e.task_id for e in feasible}), **_estimate(feasible, params)}}),
+        **({"parts": parts} if parts else {}),
         "by_kind": _by(episodes, lambda e: e.kind, params.confidence),
         "by_room": _by(episodes, lambda e: e.group, params.confidence),
     }
+
+
+def has_scores(metrics: Mapping[str, Any]) -> bool:
+    """Whether some policy's score (mean reward) is not its success: then the score is worth showing."""
+    return any(row.get("score") != row.get("success") for row in metrics["policies"].values())
 
 
 def order(names: Iterable[str]) -> list[str]:
@@ -195,10 +207,9 @@ def _policy(grid: Grid, params: ReportParams) -> dict[str, Any]:
             out |= _flat(field, found)
         elif field != "success":
             out[field] = _r(stats.mean(grid.cells[field][played]))
-    seconds, steps = grid.cells["seconds"][played], grid.cells["steps"][played]
-    pace = (seconds / np.where(steps > 0, steps, np.nan)).ravel()
-    if np.isfinite(pace).any():
-        out |= {f"step_seconds_p{q}": _r(float(np.nanpercentile(pace, q))) for q in (50, 95)}
+    times = (grid.cells[field][played].ravel() for field in ("seconds", "steps"))
+    pace = [seconds / steps for seconds, steps in zip(*times, strict=True) if steps > 0]
+    out |= {f"step_seconds_p{q}": _r(float(np.percentile(pace, q))) for q in (50, 95) if pace}
     columns = {str(seed): success[:, i] for i, seed in enumerate(grid.seeds)}
     out["by_seed"] = {seed: _r(float(np.nanmean(c))) for seed, c in columns.items() if np.isfinite(c).any()}
     return out
@@ -242,6 +253,22 @@ def _ratios(a: Grid, b: Grid, params: ReportParams) -> dict[str, float]:
         if ratio is not None:
             out |= _flat(name, ratio)
     return out
+
+
+def _parts(episodes: Sequence[EvalEpisode]) -> dict[str, Any]:
+    """Policy → mean of each part of the reward over the episodes that have it, and `n`, those that have any."""
+    found: dict[str, list[Mapping[str, float]]] = defaultdict(list)
+    for e in episodes:
+        if isinstance(e.parts, dict):
+            found[e.policy].append(e.parts)
+    return {name: {"n": len(found[name]), **_means(found[name])} for name in order(found)}
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    values = {
+        name: [row[name] for row in rows if name in row] for name in dict.fromkeys(n for row in rows for n in row)
+    }
+    return {name: _r(sum(v) / len(v)) for name, v in values.items()}
 
 
 def _by(episodes: Sequence[EvalEpisode], part: Callable[[EvalEpisode], str], confidence: float) -> dict[str, Any]:

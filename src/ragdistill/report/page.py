@@ -26,9 +26,10 @@ from ragdistill.report import figures, words
 from ragdistill.report.browser import GameSet, browser_data, pick_games, script_json, training_sources
 from ragdistill.report.csvs import LossPoint
 from ragdistill.report.hintuse import hint_use
-from ragdistill.report.metrics import order, order_pairs
+from ragdistill.report.metrics import has_scores, order, order_pairs
 from ragdistill.report.paper import Comparison
 from ragdistill.report.payback import paybacks
+from ragdistill.report.table import difference
 from ragdistill.timing import Timing
 
 _HINTS, _ROOMS, _EVIDENCE = 4, 12, 24
@@ -107,6 +108,7 @@ def render(page: Page) -> str:
         infra=sum(p["infra"] for p in m["policies"].values()),
         success=figures.success_chart(m),
         differences=figures.difference_chart(m),
+        **_rewards(m),
         kinds=figures.kind_charts(m),
         rooms=rooms,
         room_names=room_names,
@@ -142,6 +144,18 @@ def _circumstances(page: Page) -> dict[str, Any]:
         "times": words.wall_time(page.timings),
         "total": duration(sum(t.best for t in times)),
         "unknown": sum(t.cold is None for t in times),
+    }
+
+
+def _rewards(m: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows beside success, where rewards are more than won or lost."""
+    scored = has_scores(m)
+    return {
+        "scored": scored,
+        "scores": figures.success_chart(m, "score") if scored else None,
+        "score_differences": figures.difference_chart(m, "score") if scored else None,
+        "difference_of": difference,
+        "part_names": list(dict.fromkeys(n for row in m.get("parts", {}).values() for n in row if n != "n")),
     }
 
 

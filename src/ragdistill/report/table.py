@@ -5,21 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ragdistill.report.metrics import order, order_pairs
+from ragdistill.report.metrics import has_scores, order, order_pairs
 
 
 def policy_table(metrics: Mapping[str, Any]) -> str:
-    """Policies with intervals (primary and all tasks, costs on all), then paired differences of success in points."""
+    """Policies with intervals (primary and all tasks, costs on all), then paired differences in points.
+
+    The score (mean reward × 100) stands beside success where the two differ for some policy, and both once more
+    without the infeasible tasks where some were played. Then come the parts of the reward, where it has parts.
+    """
     everything, primary = metrics["policies"], metrics["primary"]["policies"]
-    head = ("policy", "success %, primary", "success %, all", "steps", "tokens billed", "tokens computed", "invalid")
+    fields = ("success", "score") if has_scores(metrics) else ("success",)
+    sets = {"primary": primary, "all": everything}
+    sets |= {"feasible": metrics["feasible"]["policies"]} if "feasible" in metrics else {}
+    shares = [(f"{field} %" if field == "success" else field, field, name) for field in fields for name in sets]
+    costs = ("steps", "tokens_billed", "tokens_computed", "invalid")
+    head = ("policy", *(f"{words}, {name}" for words, _, name in shares), *(c.replace("_", " ") for c in costs))
     rows = [
         (
-            name,
-            percent(primary.get(name, {})),
-            percent(everything[name]),
-            *(_number(everything[name], field) for field in ("steps", "tokens_billed", "tokens_computed", "invalid")),
+            policy,
+            *(percent(sets[name].get(policy, {}), field) for _, field, name in shares),
+            *(_number(everything[policy], field) for field in costs),
         )
-        for name in order(everything)
+        for policy in order(everything)
     ]
     level = f"{100 * metrics['confidence']:g} %"
     seeds = ", ".join(map(str, metrics["seeds"]))
@@ -28,23 +36,32 @@ def policy_table(metrics: Mapping[str, Any]) -> str:
         f"{metrics['env']} / {metrics['agent']} / {metrics['split']}, {metrics['label']}: "
         f"{metrics['primary']['tasks']} primary of {metrics['tasks']} tasks, training seeds {seeds}, "
         f"[{level} interval]; {infra} episodes lost to infrastructure are left out."
+        f"{' Score: mean reward × 100.' if 'score' in fields else ''}"
         + (f" Played by {metrics['engine']}." if "engine" in metrics else "")
     )
     pairs = ("difference of success", "primary, points", "p", "all, points", "p")
-    compared = [_pair(name, metrics) for name in order_pairs(metrics["paired"])]
-    return "\n\n".join([caption, _markdown(head, rows), *([_markdown(pairs, compared)] if compared else [])]) + "\n"
+    pairs += ("score, primary, points", "score, all, points") if "score" in fields else ()
+    compared = [_pair(name, metrics, "score" in fields) for name in order_pairs(metrics["paired"])]
+    tables = [(head, rows), (pairs, compared), _parts(metrics.get("parts", {}))]
+    return "\n\n".join([caption, *(_markdown(head, rows) for head, rows in tables if rows)]) + "\n"
 
 
-def percent(row: Mapping[str, Any]) -> str:
+def percent(row: Mapping[str, Any], field: str = "success") -> str:
     """`62.5 [51.2–72.6]`, or a dash where nothing finished."""
-    if "success" not in row:
+    if field not in row:
         return "–"
-    return f"{100 * row['success']:.1f} [{100 * row['success_lo']:.1f}–{100 * row['success_hi']:.1f}]"
+    return f"{100 * row[field]:.1f} [{100 * row[f'{field}_lo']:.1f}–{100 * row[f'{field}_hi']:.1f}]"
 
 
 def points(row: Mapping[str, Any]) -> str:
     """`+12.5 [+3.1, +21.9]`, or a dash."""
     return f"{100 * row['diff']:+.1f} [{100 * row['lo']:+.1f}, {100 * row['hi']:+.1f}]" if row else "–"
+
+
+def difference(row: Mapping[str, Any], field: str) -> dict[str, float]:
+    """The difference of `field` in a row of paired numbers, under the names that success has there."""
+    keys = ("diff", "lo", "hi") if field == "success" else (field, f"{field}_lo", f"{field}_hi")
+    return {name: row[key] for name, key in zip(("diff", "lo", "hi"), keys, strict=True)} if row else {}
 
 
 def p_value(row: Mapping[str, Any]) -> str:
@@ -54,9 +71,19 @@ def p_value(row: Mapping[str, Any]) -> str:
     return "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"
 
 
-def _pair(name: str, metrics: Mapping[str, Any]) -> tuple[str, ...]:
+def _pair(name: str, metrics: Mapping[str, Any], scored: bool) -> tuple[str, ...]:
     first, rest = metrics["primary"]["paired"].get(name, {}), metrics["paired"][name]
-    return (name.replace("-", " − "), points(first), p_value(first), points(rest), p_value(rest))
+    scores = [points(difference(row, "score")) for row in (first, rest)] if scored else []
+    return (name.replace("-", " − "), points(first), p_value(first), points(rest), p_value(rest), *scores)
+
+
+def _parts(parts: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows: the mean of each part of the reward over the episodes that earned one."""
+    names = list(dict.fromkeys(name for row in parts.values() for name in row if name != "n"))
+    rows = [
+        (p, f"{row['n']}", *(f"{100 * row[n]:.1f}" if n in row else "–" for n in names)) for p, row in parts.items()
+    ]
+    return ("parts of the reward, %", "episodes", *names), rows
 
 
 def _number(row: Mapping[str, Any], field: str) -> str:

@@ -7,7 +7,9 @@ from typing import Any
 
 from ragdistill.progress import duration
 from ragdistill.records import StopReason
+from ragdistill.report.metrics import has_scores
 from ragdistill.report.payback import Payback
+from ragdistill.report.table import difference
 from ragdistill.timing import COLD, Timing
 
 DESCRIPTIONS = {
@@ -29,6 +31,8 @@ def answer(m: Mapping[str, Any]) -> list[str]:
     if "distilled-base" not in first:
         return ["Base and distilled agent were not both evaluated, so there is no answer yet."]
     sentences = [_gain(m, first["distilled-base"])]
+    if has_scores(m):
+        sentences.append(_score(m, first["distilled-base"]))
     if "distilled-rag" in first:
         sentences.append(_against_hints(m, first["distilled-rag"]))
     rivals = [
@@ -60,6 +64,14 @@ def _gain(m: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     return f"{where}, the data do not show that distilling helps or harms: {values} {numbers}."
 
 
+def _score(m: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """The mean reward, where it says something that success does not."""
+    before, after = (100 * m["primary"]["policies"][n]["score"] for n in ("base", "distilled"))
+    diff, lo, hi = (100 * row[k] for k in ("score", "score_lo", "score_hi"))
+    level = f"{100 * m['confidence']:g} % CI {lo:+.1f} to {hi:+.1f}"
+    return f"The score (mean reward × 100) went from {before:.1f} to {after:.1f} ({diff:+.1f} points, {level})."
+
+
 def _against_hints(m: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """Tokens and success beside the agent that retrieves hints in every episode."""
     hinted = f"{100 * m['primary']['policies']['rag']['success']:.1f} %"
@@ -87,6 +99,9 @@ def facts(m: Mapping[str, Any], costs: Sequence[Payback]) -> list[tuple[str, str
         value = f"{100 * before['success']:.0f} % → {100 * after['success']:.0f} %"
         row = first["paired"].get("distilled-base", {})
         out.append(("Success on primary tasks, before → after", value, _points(row, level)))
+        if has_scores(m):
+            value = f"{100 * before['score']:.0f} → {100 * after['score']:.0f}"
+            out.append(("Score on primary tasks, before → after", value, _points(difference(row, "score"), level)))
     rival = first["paired"].get("distilled-rag", {})
     if rival:
         value, note = _points(rival, level).split(" ", 1)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ragdistill import progress, timing
-from ragdistill.errors import RagdistillError
+from ragdistill.errors import MemoryFault, RagdistillError, memory_fault
 from ragdistill.files import storage_error
 from ragdistill.journal import project_root
 from ragdistill.params import Params, load_params
@@ -48,10 +48,17 @@ STORE = project_root() / "mlruns"
 """MLflow store; of the main workspace, also for a queued experiment."""
 
 
+TRAINING = ("coldstart", "sft")
+"""Stages that train: parameter sections of the same name hold their `lora`."""
+PLAYING = ("rollouts", "hints", "lift", "teach", "evaluate")
+"""Stages with a model that answers `model.concurrency` calls at once."""
+
+
 def run_stage(name: str, body: Callable[[Params], str]) -> None:
     """Load params, time `body`, show its progress, print its one line of what was done and what that took.
 
-    A designed error, or a disk that refuses, exits 1 with one line and without a traceback; Ctrl-C exits 130.
+    A designed error, a disk that refuses or memory that is short exits 1 with one line and without a traceback; Ctrl-C
+    exits 130.
     """
     started = time.monotonic()
     quiet_libraries()
@@ -62,15 +69,24 @@ def run_stage(name: str, body: Callable[[Params], str]) -> None:
         timing.note(TIMING / f"{name}.json", name, seconds, work.share, work.done)
         took = f"{seconds:.0f} s, {work.words()}" if work.words() else f"{seconds:.0f} s"
         print(f"{name}: {done} ({took})", flush=True)
-    except RagdistillError as e:
-        _leave(f"{name}: {e}", 1)
-    except OSError as e:
-        designed = storage_error(e)
-        if designed is None:
+    except Exception as e:
+        said = plainly(e, name)
+        if said is None:
             raise
-        _leave(f"{name}: {designed}", 1)
+        _leave(f"{name}: {said}", 1)
     except KeyboardInterrupt as e:
         _leave(f"{name}: interrupted; {e or 'finished work is kept'}, run again to go on.", 130)
+
+
+def plainly(error: Exception, stage: str) -> RagdistillError | None:
+    """`error` of `stage` as one sentence; None for a bug, which keeps its traceback."""
+    if isinstance(error, RagdistillError) and not isinstance(error, MemoryFault):
+        return error
+    kind = stage.partition("@")[0]
+    relief = "lower model.concurrency" if kind in PLAYING else "end other programs"
+    if kind in TRAINING:
+        relief = f"set training.checkpointing to true or lower {kind}.lora.batch"
+    return memory_fault(error, relief) or storage_error(error)
 
 
 def _leave(line: str, status: int) -> NoReturn:
@@ -106,9 +122,9 @@ def link_tree(source: Path, dest: Path) -> None:
 def training_line(result: SftResult) -> str:
     """What a training was, in one phrase."""
     return (
-        f"{result.examples} examples ({result.too_long} too long), {result.tokens * result.lora.epochs:,} tokens "
-        f"trained in {result.steps} steps at {result.tokens_per_second:.0f} tokens/s, "
-        f"final loss {result.final_loss:.3f}"
+        f"{result.examples} examples ({result.too_long} too long and left out), "
+        f"{result.tokens * result.lora.epochs:,} tokens trained in {result.steps} steps at "
+        f"{result.tokens_per_second:.0f} tokens/s, final loss {result.final_loss:.3f}"
     )
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -13,6 +14,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from ragdistill import progress
 from ragdistill.agents import Agent, make_agent
@@ -25,6 +28,7 @@ from ragdistill.llm import ChatModel, cpu_env
 from ragdistill.params import Params
 from ragdistill.records import Step, StopReason, Task, Trajectory, read_json
 from ragdistill.rollout import Progress, Retrieve, Setting, play_all
+from ragdistill.stages import defaults
 from ragdistill.stages.common import BASE, IDENTITY, TEACHER
 from ragdistill.stages.spending import SERVED, is_served, stage_name, tell
 
@@ -143,8 +147,8 @@ def setting_of(
         policy=policy,
         run=f"{params.seed}/{run}",
         agent=agent_of(params, student),
-        limits=params.agent,
-        max_steps=params.env.max_steps,
+        limits=msgspec.structs.replace(params.agent, max_reply_tokens=defaults.reply_tokens(params)),
+        max_steps=defaults.max_steps(params),
         temperature=temperature,
         environment=read_json(IDENTITY)["environment"],
         model=model.fingerprint(),
@@ -187,15 +191,21 @@ def play_each(params: Params, work: Sequence[Work], model: ChatModel) -> list[li
     Checks the share of infrastructure faults. Ctrl-C raises `KeyboardInterrupt` that says what is kept, once all
     workers and the model have ended.
     """
-    journal = Journal(cache_dir("journal", "episodes"), Trajectory)
+    journal = _episodes()
     try:
         played = asyncio.run(_play(params, work, model, journal, at_once(params, model)))
     except KeyboardInterrupt:
-        kept = sum(journal.get(setting.key(*job)) is not None for setting, jobs in work for job in jobs)
+        now = _episodes()
+        kept = sum(now.get(setting.key(*job)) is not None for setting, jobs in work for job in jobs)
         raise KeyboardInterrupt(f"{kept} finished episodes are kept") from None
     finally:
         model.close()
         tell(model)
+        if journal.damaged:
+            print(
+                f"journal: {journal.damaged} of its episodes are played again; their files are unreadable, or their "
+                "seals do not fit: they were cut, altered or moved.", file=sys.stderr, flush=True,
+            )  # fmt: skip
     done = [t for part in played for t in part]
     infra = [t for t in done if t.stop is StopReason.INFRA_ERROR]
     if len(infra) > MAX_INFRA_SHARE * len(done):
@@ -204,6 +214,10 @@ def play_each(params: Params, work: Sequence[Work], model: ChatModel) -> list[li
             "fix the cause and run again, finished episodes are kept."
         )
     return played
+
+
+def _episodes() -> Journal[Trajectory]:
+    return Journal(cache_dir("journal", "episodes"), Trajectory)
 
 
 async def _play(

@@ -11,7 +11,7 @@ import msgspec
 from ragdistill.hints.lift import LiftRow
 from ragdistill.llm import Engine
 from ragdistill.params import Params
-from ragdistill.records import EvalEpisode, Hint, Trajectory, read_json, read_jsonl, write_json
+from ragdistill.records import EvalEpisode, Hint, Task, Trajectory, read_json, read_jsonl, write_json
 from ragdistill.report.csvs import LossPoint, read_loss, write_csvs
 from ragdistill.report.metrics import compute_metrics
 from ragdistill.report.page import Page, write_page
@@ -29,10 +29,12 @@ from ragdistill.stages.common import (
     ROLLOUTS,
     SFT,
     STUDENTS,
+    TASKS,
     TEACH,
     read_timing,
     run_stage,
 )  # fmt: skip
+from ragdistill.stages.defaults import primary
 from ragdistill.stages.spending import collect
 
 
@@ -66,7 +68,8 @@ def body(params: Params) -> str:
     episodes = [e for f in folders for e in read_jsonl(f / "episodes.jsonl", EvalEpisode)]
     metrics = compute_metrics(
         episodes, env=params.env.name, agent=params.agent.name, split=params.tasks.eval_split, label=params.label,
-        primary=params.evaluate.primary, params=params.report,
+        primary=primary(params), params=params.report,
+        infeasible={t.id for t in read_jsonl(TASKS / "eval.jsonl", Task) if not t.feasible},
     )  # fmt: skip
     players = engines(folders)
     metrics["engine"] = played_by(players)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from ragdistill.contamination import check_disjoint
-from ragdistill.envs import make_domain
-from ragdistill.errors import ConfigError
+from ragdistill.envs import defaults_of, make_domain
+from ragdistill.errors import ConfigError, EmptyResultError
 from ragdistill.params import Params
 from ragdistill.records import Task, write_jsonl
 from ragdistill.stages.common import GAMES, TASKS, run_stage
+from ragdistill.stages.defaults import primary
 
 
 def body(params: Params) -> str:
@@ -26,10 +28,23 @@ def body(params: Params) -> str:
     }
     check_disjoint(splits["train"], splits["eval"], rooms=p.eval_split in ("test", "dev"))
     check_disjoint(splits["train"], splits["dev"], rooms=p.source == "generated")
+    check_primary(primary(params), splits["eval"], defaults_of(domain).kinds)
     _stand_in(GAMES / "train")
     for name, tasks in splits.items():
         write_jsonl(TASKS / f"{name}.jsonl", tasks)
     return "; ".join(f"{name} {_counts(tasks)}" for name, tasks in splits.items())
+
+
+def check_primary(wanted: Sequence[str], tasks: Sequence[Task], kinds: Sequence[str]) -> None:
+    """Refuse now what would fail once everything was played: types that there are not, or of which no task is."""
+    unknown = [k for k in wanted if kinds and k not in kinds]
+    if unknown:
+        raise ConfigError(f"evaluate.primary names {', '.join(unknown)}; the types of task are {'; '.join(kinds)}.")
+    if wanted and not {t.kind for t in tasks} & set(wanted):
+        raise EmptyResultError(
+            f"None of {len(tasks)} evaluation tasks is of the types {'; '.join(wanted)}; check evaluate.primary "
+            "(null = the environment's own, [] = all) and tasks.test."
+        )
 
 
 def _stand_in(folder: Path) -> None:

@@ -19,6 +19,7 @@ from ragdistill.report.csvs import read_loss
 from ragdistill.report.metrics import order
 from ragdistill.report.words import UNRECORDED
 from ragdistill.stages.common import BANK, EVAL, RESULTS, SFT, STORE, STUDENTS, TASKS, run_stage
+from ragdistill.stages.defaults import settle, student_name
 
 STUDENT = "distilled"
 """The variant that is registered; its first training seed stands for it."""
@@ -34,6 +35,7 @@ def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def body(params: Params) -> str:
+    params, name = settle(params), student_name(params)
     metrics = read_json(RESULTS / "metrics.json")
     students = [f"{v}-{s}" for v in params.sft.variants for s in params.sft.seeds]
     adapter = STUDENTS / f"{STUDENT}-{params.sft.seeds[0]}" if STUDENT in params.sft.variants else None
@@ -50,15 +52,14 @@ def body(params: Params) -> str:
         curves={f"loss/{s}": [(p.step, p.loss) for p in read_loss(STUDENTS / s / "loss.csv")] for s in students},
         datasets=[(name, str(path), hashes[name]) for name, path in inputs.items()],
         artifacts=[RESULTS / n for n in ("metrics.json", "timing.json", "report.html", "plots")],
-        adapter=adapter, registered_model=params.track.registered_model,
-        tags=tags | ({"DVC_EXP_NAME": experiment} if experiment else {}),
+        adapter=adapter, registered_model=name, tags=tags | ({"DVC_EXP_NAME": experiment} if experiment else {}),
     ))  # fmt: skip
     runs = {v: f"{v}-{params.sft.seeds[0]}" for v in params.sft.variants}
     runs |= {p: f"{p}-0" for p in params.evaluate.policies}
     played = {name: read_jsonl(EVAL / runs[name] / "trajectories.jsonl", Trajectory) for name in order(runs)}
     shown = traces.sample(played)
     traces.log_traces(store, done.run_id, shown)
-    version = f"{params.track.registered_model} version {done.version}" if done.version else "no adapter"
+    version = f"{name} version {done.version}" if done.version else "no adapter"
     return f"run {done.run_id} in {tracking.store_label(store)}, {len(shown)} games as traces, {version}"
 
 

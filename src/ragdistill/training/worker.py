@@ -15,7 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from ragdistill.errors import RagdistillError
+from ragdistill.errors import MemoryFault, RagdistillError, lacks_memory
+from ragdistill.files import storage_error
 from ragdistill.llm import cpu_env
 from ragdistill.params import LoraParams, RecipeParams, TrainingParams
 from ragdistill.records import SftExample, write_json
@@ -60,11 +61,22 @@ def work(path: Path) -> int:
                 job.examples, Path(job.base), Path(job.out), job.lora, job.seed, Path(job.checkpoints), job.every,
                 say(steps), recipe=job.recipe, training=job.training,
             )  # fmt: skip
-    except RagdistillError as e:
-        if first:
-            write_json(path.with_name(FAILURE), {"kind": type(e).__name__, "text": str(e)})
+    except Exception as e:
+        said = _designed(e)
+        if said is None:
+            raise
+        if first or not isinstance(e, RagdistillError):  # memory may be short in one only
+            write_json(path.with_name(FAILURE), {"kind": type(said).__name__, "text": str(said)})
         return 1
     return 0
+
+
+def _designed(error: Exception) -> RagdistillError | None:
+    """`error` if it is one of ours, or what the machine refused; None for a bug."""
+    if isinstance(error, RagdistillError):
+        return error
+    short = lacks_memory(error)
+    return MemoryFault(short) if short else storage_error(error)
 
 
 def end_with_the_pipe() -> None:

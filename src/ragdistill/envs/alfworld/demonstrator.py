@@ -131,15 +131,18 @@ class Demonstrator:
 
     @property
     def state(self) -> dict[str, str]:
-        """Where it is, what it holds and where it has looked, as known before the action that `act` returned last."""
+        """Where it is, what it holds and, while it searches, where it has looked: as known before the last action.
+
+        Once nothing is searched for, the list would only be said again every turn.
+        """
+        here = {"current location": self.at or "start", "current inventory": self.holding or "nothing"}
+        if self.holding and (self.tools or not self.need.verbs):
+            return here
         numbers: dict[str, list[str]] = {}
         for name in self.visited:
             numbers.setdefault(_type(name), []).append(name.rsplit(" ", 1)[-1])
-        return {
-            "current location": self.at or "start",
-            "current inventory": self.holding or "nothing",
-            "locations visited": ", ".join(f"{kind} {' '.join(n)}" for kind, n in numbers.items()) or "none",
-        }
+        looked = ", ".join(f"{kind} {' '.join(n)}" for kind, n in numbers.items())
+        return {**here, "locations visited": looked or "none"}
 
     def _read(self, text: str) -> None:
         self.stuck = False

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from ragdistill.envs import Demo, Env, Turn
+from ragdistill.envs import Defaults, Demo, Env, Turn
 from ragdistill.envs.alfworld.demonstrator import Demonstrator, Need, SearchOrder, likelihood_order
 from ragdistill.envs.alfworld.engine import AlfworldEnv
 from ragdistill.envs.alfworld.examples import example_type, library
 from ragdistill.envs.alfworld.games import Game, read_game
-from ragdistill.envs.alfworld.goals import HOUSE_AT, HOUSE_WITH, KINDS, PICK, TWO
+from ragdistill.envs.alfworld.goals import CLEAN, COOL, HEAT, HOUSE_AT, HOUSE_WITH, KINDS, LOOK, PICK, TWO
 from ragdistill.envs.alfworld.houserules import VOCABULARY, wrong_verbs
 from ragdistill.envs.alfworld.official import VARIABLE, official_root, official_tasks
 from ragdistill.envs.alfworld.rooms import OPENABLE
@@ -37,6 +37,8 @@ class AlfworldDomain:
 
     name = "alfworld"
     evaluation_splits: tuple[str, ...] = ("test", "dev", "valid_seen", "valid_unseen")
+    defaults = Defaults(kinds=KINDS, primary=(LOOK, CLEAN, HEAT, COOL))
+    """A turn has about 25 tokens; the primary types are never demonstrated."""
 
     def fingerprint(self) -> str:
         return AlfworldEnv(Path()).fingerprint()

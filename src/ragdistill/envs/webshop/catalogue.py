@@ -53,6 +53,8 @@ class GoalRow(msgspec.Struct, frozen=True):
     asin: str
     family: str
     category: str
+    options: int
+    """How many it asks for."""
     feasible: bool
 
 
@@ -116,11 +118,15 @@ class Catalogue:
     def goal_rows(self, source: Source) -> list[GoalRow]:
         """All goals of `source`, in generation order."""
         rows = self._db.execute(
-            "SELECT g.number, g.asin, p.family, json_extract(p.body, '$.category'), g.feasible "
+            "SELECT g.number, g.asin, p.family, json_extract(p.body, '$.category'), "
+            "json_array_length(g.body, '$.options'), g.feasible "
             "FROM goals g JOIN products p USING (asin) WHERE g.source = ? ORDER BY g.number",
             (source,),
         )
-        return [GoalRow(source, n, asin, family, category, bool(ok)) for n, asin, family, category, ok in rows]
+        return [
+            GoalRow(source, number, asin, family, category, options, bool(ok))
+            for number, asin, family, category, options, ok in rows
+        ]
 
     def _counts(self, word: str) -> dict[str, int]:
         row = self._db.execute("SELECT counts FROM words WHERE word = ?", (word,)).fetchone()

@@ -3,8 +3,9 @@
 It shows the interface: search with the whole need, open the product whose title shares most words with it, buy; each
 thought restates the need. **Withheld**, and left to hints: that options are to be chosen. No demonstration shows an
 option of the catalogue (`houserules`); options of house groups are chosen as the instruction says only where a hint is
-shown, and untold the shopper tries a value of each group at random, as an explorer would. **Never shown at all**:
-comparing prices, reading sub-pages, turning pages, going back.
+shown. Untold, the shopper either tries a value of each group at random, as an explorer would, or leaves them alone and
+buys: if every demonstration chose something, the base would find the rule by itself. **Never shown at all**: comparing
+prices, reading sub-pages, turning pages, going back.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Literal
 
 from ragdistill.envs.webshop.pages import BUY, NEXT, PREV, SEPARATOR
 
-Mood = Literal["plain", "told", "explores"]
+Mood = Literal["plain", "told", "explores", "ignores"]
+"""`plain`: there is nothing to choose. The others differ in what is done where there is."""
 
 MAX_QUERY = 180
 """Characters of a search; an agent takes longer actions for runaway text."""
@@ -72,7 +74,7 @@ class Shopper:
         )
         if self._mood == "told":
             return [value.strip() for _, value in named if value.strip() in shown]
-        if self._mood == "plain":
+        if self._mood != "explores":
             return []
         starts = [i for i, piece in enumerate(shown) if piece in {name for name, _ in named}]
         groups = [shown[a + 1 : b] for a, b in zip(starts, [*starts[1:], len(shown)], strict=False)]

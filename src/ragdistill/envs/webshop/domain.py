@@ -8,7 +8,8 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from ragdistill.envs import Demo, Env, Turn
+from ragdistill.envs import Defaults, Demo, Env, Turn
+from ragdistill.envs.webshop.buckets import CATEGORIES
 from ragdistill.envs.webshop.catalogue import Catalogue, GoalRow
 from ragdistill.envs.webshop.demonstrator import Mood, Shopper
 from ragdistill.envs.webshop.engine import WebshopEnv, fingerprint
@@ -16,7 +17,7 @@ from ragdistill.envs.webshop.examples import SHOPPING, played, variant
 from ragdistill.envs.webshop.goals import goals_of, official_order, official_range
 from ragdistill.envs.webshop.houserules import HouseShelves, draw_groups, draw_hints
 from ragdistill.envs.webshop.products import Product
-from ragdistill.envs.webshop.shop import Visit
+from ragdistill.envs.webshop.shop import Visit, selection
 from ragdistill.envs.webshop.sources import catalogue_folder, catalogue_key
 from ragdistill.envs.webshop.splits import draw, family_of, split_of
 from ragdistill.errors import ConfigError, DataError
@@ -26,6 +27,11 @@ from ragdistill.progress import track
 from ragdistill.records import Task, digest, seed_of, write_json
 
 OWN_SPLITS = ("train", "dev", "test")
+WITH_OPTIONS = tuple(f"{category} with options" for category in CATEGORIES)
+KINDS = (*CATEGORIES, *WITH_OPTIONS)
+"""Task types: the category of the product, and whether the goal names options."""
+IGNORES = 0.5
+"""Share of the untold demonstrations that leave the options alone."""
 MAX_TURNS = 15
 """As the paper limits an episode; a demonstration takes three to five."""
 TRIES = 20
@@ -37,6 +43,9 @@ class WebshopDomain:
 
     name = "webshop"
     evaluation_splits: tuple[str, ...] = ("test", "dev", "official_test", "official_eval")
+    defaults = Defaults(max_steps=15, reply_tokens=112, kinds=KINDS, primary=WITH_OPTIONS)
+    """Steps as in the paper; a thought restates what the instruction asks for, and a search repeats it. That options
+    are to be chosen is what the demonstrations withhold."""
 
     def __init__(self, params: WebshopParams) -> None:
         self._params = params
@@ -89,7 +98,8 @@ class WebshopDomain:
         demos: list[Demo] = []
         drawn = islice(_again_and_again(products, rng, params.demos), params.demos)
         for number, product in enumerate(track(drawn, "demonstrations", params.demos)):
-            mood: Mood = "plain" if number < plain else "told" if rng.random() < told_share else "explores"
+            untold: Mood = "ignores" if rng.random() < IGNORES else "explores"
+            mood: Mood = "plain" if number < plain else "told" if rng.random() < told_share else untold
             demos.append(self._demonstrate(catalogue, product, mood, number, params, rng, products))
         rng.shuffle(demos)
         catalogue.close()
@@ -105,7 +115,7 @@ class WebshopDomain:
         rng: random.Random,
         others: list[Product],
     ) -> Demo:
-        """Play until the purchase is right in all that the demonstration speaks of (an explorer's options may fail)."""
+        """Play until the purchase is right in all that the demonstration speaks of (options fail where untold)."""
         for _ in range(TRIES):
             demo, ok = play(catalogue, product, mood, f"coldstart/{number}", params, rng, self._params)
             if ok:
@@ -123,7 +133,7 @@ def play(
     rng: random.Random,
     env: WebshopParams,
 ) -> tuple[Demo, bool]:
-    """One demonstration, and whether product and, unless it explores, options are right."""
+    """One demonstration, and whether product and, where they are told or there are none, options are right."""
     groups = {} if mood == "plain" else draw_groups(rng)
     shelves = HouseShelves(catalogue, groups)
     asked = shelves.product(product.asin)
@@ -134,8 +144,9 @@ def play(
     first, shopper, turns = visit.page.text, Shopper(mood, rng), list[Turn]()
     while visit.earned is None and len(turns) < MAX_TURNS:
         thought, action = shopper.act(visit.page.text)
+        state = {"goal": goal.instruction, "current selection": selection(visit)}
         visit.act(action)
-        turns.append(Turn(thought=thought, action=action, observation=visit.page.text))
+        turns.append(Turn(thought=thought, action=action, observation=visit.page.text, state=state))
     fits = won = False
     if visit.earned is not None:
         e, bought = visit.earned, shelves.product(visit.asin)
@@ -147,7 +158,7 @@ def play(
         task_id=name, kind="plain" if mood == "plain" else "house", hints=hints, first_observation=first,
         turns=tuple(turns), won=won,
     )  # fmt: skip
-    return demo, won or (fits and mood == "explores")
+    return demo, won or (fits and mood in ("explores", "ignores"))
 
 
 def open_env(folder: Path, params: WebshopParams, admissible: bool) -> WebshopEnv:
@@ -158,7 +169,11 @@ def open_env(folder: Path, params: WebshopParams, admissible: bool) -> WebshopEn
 
 
 def _official(catalogue: Catalogue, rows: list[GoalRow], split: str, usable: set[int]) -> list[GoalRow]:
-    """Goals of an official split, in its order; a training goal that an evaluation split repeats is left out."""
+    """Goals of an official split, in its order.
+
+    Left out of training are goals that an evaluation split repeats, and the products of our own `dev` split, on which
+    settings are tuned.
+    """
     name = split.removeprefix("official_")
     if name not in ("train", "eval", "test") or name == split:
         raise ConfigError(
@@ -169,7 +184,7 @@ def _official(catalogue: Catalogue, rows: list[GoalRow], split: str, usable: set
     if name != "train":
         return wanted
     held = {_content(catalogue, rows[order[i]]) for part in ("test", "eval") for i in official_range(part, len(rows))}
-    return [r for r in wanted if _content(catalogue, r) not in held]
+    return [r for r in wanted if split_of(r.family) != "dev" and _content(catalogue, r) not in held]
 
 
 def _content(catalogue: Catalogue, row: GoalRow) -> str:
@@ -178,9 +193,10 @@ def _content(catalogue: Catalogue, row: GoalRow) -> str:
 
 def _task(catalogue: Catalogue, row: GoalRow, split: str, key: str) -> Task:
     return Task(
-        id=f"webshop/{key[:8]}/{row.source}/{row.number}", env="webshop", split=split, kind=row.category,
+        id=f"webshop/{key[:8]}/{row.source}/{row.number}", env="webshop", split=split,
+        kind=WITH_OPTIONS[CATEGORIES.index(row.category)] if row.options else row.category,
         group=digest("webshop family", row.family)[:12], data=f"{key}/{row.source}/{row.number}",
-        sha256=_content(catalogue, row),
+        sha256=_content(catalogue, row), feasible=row.feasible,
     )  # fmt: skip
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import msgspec
 
 from ragdistill.envs.webshop.catalogue import FORMAT, Catalogue
-from ragdistill.envs.webshop.reward import Reward
+from ragdistill.envs.webshop.reward import Reward, shares
 from ragdistill.envs.webshop.shop import Visit, admissible
 from ragdistill.errors import DataError
 from ragdistill.records import Observation, Task
 
-VERSION = "webshop-1"
-"""Changes whenever pages, actions or rewards change."""
+VERSION = "webshop-2"
+"""Changes whenever pages, actions or rewards, or what is told of them, change."""
 
 
 class WebshopEnv:
@@ -55,6 +55,7 @@ class WebshopEnv:
             done=bought,
             valid=valid,
             admissible=admissible(visit.page) if self._offer else (),
+            parts=shares(visit.earned) if bought and visit.earned else msgspec.UNSET,
         )
 
     @property

@@ -1,9 +1,10 @@
 """An embedded catalogue in the original's file format, so that WebShop works from a clean clone.
 
 `generate(count)` is deterministic, product by product: five categories of twenty product types each, brands, attributes
-(three of the type's pool), options, prices (one in ten a range), descriptions, synthetic instructions for two products
-in three and a person's instruction for one in twelve. All texts are made from `lexicon.json`. It is easier than the
-real catalogue (short titles that name every attribute) and no substitute for it in a comparison with published numbers.
+(three of the type's pool), none to three options, prices (one in ten a range), descriptions, synthetic instructions for
+two products in three and a person's instruction for one in twelve. All texts are made from `lexicon.json`. It is easier
+than the real catalogue (short titles that name every attribute) and no substitute for it in a comparison with published
+numbers.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ import msgspec
 
 from ragdistill.records import digest, read_json, seed_of
 
-VERSION = "embedded-1"
+VERSION = "embedded-2"
 """Changes whenever the generated products change."""
+OPTION_COUNTS = (27, 34, 32, 7)
+"""Weights of 0, 1, 2, 3 options, where a type of two options takes two for three: goals that are drawn then have about
+27, 34, 36, 3 %, as those of the original's 1,000 products."""
 _LETTERS = "BCDFGHJKLMNPQRSTVWXYZ0123456789"
 
 
@@ -129,9 +133,10 @@ def _asin(number: int) -> str:
 
 
 def _options(category: Category, kind: Kind, rng: random.Random) -> dict[str, list[dict[str, Any]]]:
-    """No options for two products in five, one or all of the type's options for the others; two to four values."""
-    count = rng.choice((0, 0, 1, 1, len(kind.options)))
-    chosen = [name for name in kind.options if name in rng.sample(kind.options, count)]
+    """As many of the type's options as `OPTION_COUNTS` says, if it has so many; two to four values each."""
+    (drawn,) = rng.choices(range(len(OPTION_COUNTS)), OPTION_COUNTS)
+    picked = rng.sample(kind.options, min(drawn, len(kind.options)))
+    chosen = [name for name in kind.options if name in picked]
     options: dict[str, list[dict[str, Any]]] = {}
     for name in chosen:
         pool = category.options[name]

@@ -85,6 +85,12 @@ def reward(bought: Product, price: float, chosen: Mapping[str, str], goal: Goal,
     )
 
 
+def shares(earned: Reward) -> dict[str, float]:
+    """The parts that reports tell apart; options only where some were asked for."""
+    option = {} if earned.r_option is None else {"options": earned.r_option}
+    return {"type": earned.r_type, "attributes": earned.r_att, **option, "price": float(earned.r_price)}
+
+
 def type_reward(bought: Product, gold: Product) -> tuple[float, bool, bool, float]:
     """(r_type, same query, at least two shared categories, shared nouns / nouns of the goal's title)."""
     query_match = bought.query == gold.query

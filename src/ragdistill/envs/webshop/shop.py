@@ -118,6 +118,11 @@ class Visit:
         self.page = done_page(self.asin, self.chosen, self.earned, show_parts=self._show_chosen)
 
 
+def selection(visit: Visit) -> str:
+    """The product that is open and what is chosen on it, before the next action: "B0ABCD1234; color: red"."""
+    return "; ".join([visit.asin, *(f"{name}: {value}" for name, value in visit.chosen.items())]) or "nothing"
+
+
 def admissible(page: Page) -> tuple[str, ...]:
     """Every click that the page accepts."""
     return tuple(f"click[{label}]" for label in page.clickables)
