@@ -1,7 +1,8 @@
 """Keep `dvc.yaml` honest: a stage's code deps are the import closure of its module.
 
 DVC does not see Python imports. `python scripts/dag_deps.py` prints what is wrong; `--write` mends it.
-Imports inside functions count. Modules that decide no result (errors, parameter checking, writing files whole) do not.
+Imports inside functions count. Modules that decide no result (errors, parameter checking, writing files whole,
+progress) do not.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from ruamel.yaml.comments import CommentedSeq
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "ragdistill"
-NO_BEHAVIOUR = {f"src/ragdistill/{name}.py" for name in ("__init__", "checks", "errors", "files", "params")}
+NO_BEHAVIOUR = {
+    f"src/ragdistill/{name}.py" for name in ("__init__", "checks", "errors", "files", "params", "progress", "timing")
+}
 DATA = {
     "report/paper.py": ("paper.json",),
     "report/page.py": ("page.html.j2", "parts.html.j2", "page.css", "page.js"),

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +82,17 @@ class Tab:
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
 
+    def wait(self, script: str, seconds: float = 60) -> None:
+        """Until a JavaScript expression is true: for pages that go on building after they are loaded."""
+        end = time.monotonic() + seconds
+        while not self.run(f"!!({script})"):
+            assert time.monotonic() < end, f"never true: {script}; the page reads: {self.text()[:2000]}"
+            time.sleep(0.2)
+
+    def text(self) -> str:
+        """What a person reads on the page."""
+        return self.run("document.body?.innerText ?? ''")
+
     def key(self, name: str) -> None:
         """Press a named key such as ArrowDown."""
         for kind in ("keyDown", "keyUp"):
@@ -95,10 +107,19 @@ class Tab:
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     def picture(self, path: Path, top: float = 0, height: float | None = None) -> None:
-        """Write a PNG of the whole page, or of `height` pixels from `top`."""
+        """Write a PNG of the whole page, or of `height` pixels from `top`.
+
+        The window takes that size meanwhile: pages that build themselves may begin again. `screen` leaves it alone.
+        """
         box = self.call("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": top, "width": box["width"], "height": height or box["height"] - top, "scale": 1}
-        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        self._write(path, self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip))
+
+    def screen(self, path: Path) -> None:
+        """Write a PNG of what the window shows."""
+        self._write(path, self.call("Page.captureScreenshot"))
+
+    def _write(self, path: Path, shot: dict[str, Any]) -> None:
         path.write_bytes(base64.b64decode(shot["data"]))
 
 

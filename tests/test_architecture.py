@@ -18,8 +18,8 @@ PACKAGE = ROOT / "src" / "ragdistill"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    {"errors", "records", "params", "checks", "files"},
-    {"journal", "stats", "profiles", "downloads"},
+    {"errors", "records", "params", "checks", "files", "progress"},
+    {"journal", "stats", "profiles", "downloads", "timing"},
     {"envs", "agents", "llm"},
     {
         "rollout",
@@ -28,6 +28,7 @@ LAYERS = (
         "strip",
         "contamination",
         "report",
+        "champions",
         "registry",
         "serving",
         "tracking",
@@ -60,7 +61,7 @@ HEAVY = {
     "ray": {"envs"},
     "starlette": {"serving"},
     "uvicorn": {"serving"},
-    "mlflow": {"registry", "traces", "tracking"},
+    "mlflow": {"champions", "registry", "traces", "tracking"},
     "matplotlib": {"report"},
     "sklearn": {"hints", "training"},
     "dvc": {"commands"},

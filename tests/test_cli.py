@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ragdistill import __version__, cli, registry
+from ragdistill import __version__, champions, cli
 from ragdistill.commands import promote, smoke
 from ragdistill.errors import ConfigError, IdentityError
 from ragdistill.params import Params, ReportParams
@@ -231,8 +231,8 @@ def test_a_champion_of_another_base_is_named_and_can_be_passed_over(
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     monkeypatch.setattr(promote, "_evaluate", evaluate)
     moved: list[str] = []
-    monkeypatch.setattr(registry, "champion_and_challenger", lambda *_: registry.Aliases("1", "2"))
-    monkeypatch.setattr(registry, "promote", lambda store, name, version, *_: moved.append(version))
+    monkeypatch.setattr(champions, "champion_and_challenger", lambda *_: champions.Aliases("1", "2"))
+    monkeypatch.setattr(champions, "promote", lambda store, name, version, *_: moved.append(version))
     with pytest.raises(ConfigError, match=r"Version 1 .* another base.*--new-base"):
         promote.promote(0.0)
     assert promote.promote(0.0, new_base=True) == 0

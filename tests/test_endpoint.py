@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from ragdistill.errors import BudgetError, ConfigError, EnvironmentFault
-from ragdistill.llm import Reply, Sampling, endpoint
+from ragdistill.llm import Reply, Sampling, endpoint, engine_of
 from ragdistill.llm.endpoint import EndpointModel
 from ragdistill.params import EndpointParams, PriceParams
 from ragdistill.records import Message
@@ -366,6 +366,7 @@ def test_the_fingerprint_names_address_and_model_or_the_weights(tmp_path: Path) 
     def of(url: str, model: str, identity: str = "") -> str:
         made = EndpointModel(settings(url, model=model), tmp_path / "c", tmp_path / "l", "s", identity)
         made.close()
+        assert engine_of(made).words() == f"served model {model}"
         return made.fingerprint()
 
     assert of("http://a/v1", "m") == of("http://a/v1/", "m")

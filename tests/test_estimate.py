@@ -11,10 +11,11 @@ import yaml
 
 from ragdistill.commands import estimate as command
 from ragdistill.commands.costs import REPAIRED, Row, Speeds, episode, size, stages
-from ragdistill.commands.estimate import estimate, measured
+from ragdistill.commands.estimate import estimate, here, measured
 from ragdistill.errors import ConfigError
 from ragdistill.params import Params, convert_params
 from ragdistill.records import write_json
+from ragdistill.timing import Timing
 from tests.test_params import changed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,3 +179,15 @@ def test_another_file_is_estimated_with_every_assumption(
     assert command.METRICS.parent.name == "results" and not (tmp_path / "results").exists()
     with pytest.raises(ConfigError, match="must be positive"):
         estimate(None, tmp_path / "big.yaml", Speeds(0, 1, 1, 1, 0))
+
+
+def test_only_times_of_cold_runs_stand_for_the_work() -> None:
+    """A replay of 480 episodes takes seconds; an estimate from it would promise that playing them does."""
+    rows = [Row("rollouts", "GPU", hours=9.0, gpu_hours=9.0, most=3.0), Row("teach@hints", "GPU", hours=9.0)]
+    timing = {
+        "rollouts": Timing(seconds=8.0, replayed=1.0, work=480, cold=1800.0),
+        "teach@hints": Timing(seconds=7.0, replayed=1.0, work=240),
+    }
+    first, second = here(rows, timing)
+    assert (first.where, first.hours, first.gpu_hours, first.most) == ("here", 0.5, 0.0, 0.0)
+    assert second == rows[1]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ragdistill.errors import ConfigError, EnvironmentFault
-from ragdistill.llm import Reply, Sampling
+from ragdistill.llm import Reply, Sampling, engine_of
 from ragdistill.llm.chat_format import ChatFormat
 from ragdistill.llm.local import LocalEngine
 from ragdistill.records import Message, Usage
@@ -230,6 +230,11 @@ def test_the_fingerprint_names_weights_precision_and_kind(model_dir: Path, tmp_p
         m.close()
     assert len(set(prints)) == 4
     assert prints[0] == prints[4]
+    said = [engine_of(m).words() for m in made[:3]]
+    assert said == [
+        "transformers, batched, float32, CPU", "transformers, batched, bfloat16, CPU",
+        "transformers, one at a time, float32, CPU",
+    ]  # fmt: skip
 
 
 def test_an_architecture_with_another_attention_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ if find_spec("openvino_genai") is None:  # not imported here: the engine has to 
     pytest.skip("the OpenVINO engine is optional: openvino-genai is not installed", allow_module_level=True)
 
 from ragdistill.errors import ConfigError, EnvironmentFault
-from ragdistill.llm import Reply, Sampling
+from ragdistill.llm import Reply, Sampling, engine_of
 from ragdistill.llm import openvino as room
 from ragdistill.llm.chat_format import ChatFormat
 from ragdistill.llm.gguf_export import export_gguf, gguf_fingerprint
@@ -181,6 +182,12 @@ def test_telemetry_cannot_be_imported(engine: OpenVinoEngine) -> None:
     assert engine.fingerprint()
     loaded = [name for name in sys.modules if name.startswith("openvino_telemetry.")]
     assert sys.modules["openvino_telemetry"] is None and not loaded
+
+
+def test_the_engine_says_what_it_is(engine: OpenVinoEngine) -> None:
+    said = engine_of(engine)
+    assert (said.name, said.precision, said.device) == ("OpenVINO GenAI", "float32", "CPU")
+    assert re.fullmatch(r"OpenVINO GenAI \d+\.\d+[\d.]*, float32, CPU", said.words())
 
 
 def test_a_reply_follows_its_schema_and_only_where_one_is_given(engine: OpenVinoEngine) -> None:

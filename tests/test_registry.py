@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from ragdistill import registry
+from ragdistill import champions, registry
+from ragdistill.champions import Decision
 from ragdistill.errors import ConfigError, DataError
-from ragdistill.registry import Decision, Projection
+from ragdistill.registry import Projection
 from ragdistill.stats import Interval, PairedTest
 
 MODEL = "adapter"
@@ -44,6 +45,7 @@ def project(base: Path, store: Path, request: pytest.FixtureRequest) -> Project:
         report = base / "report.html"
         report.write_text("<p>numbers</p>")
         arguments: dict[str, object] = {
+            "name": "a run", "note": "see [it]({run}/artifacts/report.html)",
             "experiment": own, "lineage": lineage, "params": {"seed": 1, "env.name": "alfworld"},
             "metrics": {"success": 0.5}, "curves": {"loss": [(i, 1 / i) for i in range(1, 1500)]},
             "datasets": [("tasks", "data/tasks.jsonl", "ab" * 32)], "artifacts": [report], "adapter": adapter,
@@ -81,6 +83,9 @@ def test_same_lineage_is_the_same_run_without_duplicates(project: Project, store
     assert len(c.search_model_versions("name = 'test_same_lineage_is_the_same_run_without_duplicates'")) == 1
     assert run.data.params == {"seed": "1", "env.name": "alfworld"}
     assert run.data.tags["label"] == "test" and run.info.status == "FINISHED"
+    here = f"#/experiments/{run.info.experiment_id}/runs/{first.run_id}"
+    assert run.data.tags["mlflow.note.content"] == f"see [it]({here}/artifacts/report.html)"
+    assert project(name="a better name") == first and c.get_run(first.run_id).info.run_name == "a better name"
 
 
 def test_same_lineage_takes_new_numbers_and_survives_a_drifted_param(project: Project, store: Path) -> None:
@@ -108,11 +113,11 @@ def test_challenger_follows_the_workspace_and_ignores_queued_experiments(
 ) -> None:
     name = request.node.name
     project(weights=b"one")
-    assert registry.champion_and_challenger(store, name) == registry.Aliases(champion=None, challenger="1")
+    assert champions.champion_and_challenger(store, name) == champions.Aliases(champion=None, challenger="1")
     project("exp", weights=b"two", tags={"DVC_EXP_NAME": "funny-name"})
-    assert registry.champion_and_challenger(store, name).challenger == "1"
+    assert champions.champion_and_challenger(store, name).challenger == "1"
     project("l2", weights=b"three")
-    assert registry.champion_and_challenger(store, name).challenger == "3"
+    assert champions.champion_and_challenger(store, name).challenger == "3"
 
 
 def test_projection_without_an_adapter_registers_nothing(project: Project, store: Path) -> None:
@@ -156,7 +161,7 @@ def test_download_refuses_weights_that_changed_in_the_store(
     ],
 )
 def test_decision_compares_the_lower_bound_with_the_margin(lo: float, has_champion: bool, promoted: bool) -> None:
-    decision = registry.decide(
+    decision = champions.decide(
         PairedTest(Interval(0.06, lo, 0.2), 0.2, 134, 20, 12), margin=0.05, has_champion=has_champion
     )
     assert decision.promote is promoted
@@ -167,33 +172,79 @@ def test_decision_compares_the_lower_bound_with_the_margin(lo: float, has_champi
 def test_promotion_records_itself_and_rolls_back(project: Project, store: Path, request: pytest.FixtureRequest) -> None:
     name = request.node.name
     project(weights=b"one")
-    registry.promote(store, name, "1", YES, "ada", GOOD)
-    assert registry.champion_and_challenger(store, name) == registry.Aliases(champion="1", challenger="1")
+    champions.promote(store, name, "1", YES, "ada", GOOD)
+    assert champions.champion_and_challenger(store, name) == champions.Aliases(champion="1", challenger="1")
     with pytest.raises(ConfigError, match="already is the champion"):
-        registry.promote(store, name, "1", YES, "ada", GOOD)
-    with pytest.raises(ConfigError, match="nothing to go back to"):
-        registry.rollback(store, name, "ada")
+        champions.promote(store, name, "1", YES, "ada", GOOD)
     project("l2", weights=b"two")
     with pytest.raises(ConfigError, match="became version 2 meanwhile"):
-        registry.promote(store, name, "1", YES, "ada", GOOD)
-    registry.promote(store, name, "2", YES, "ada", GOOD)
+        champions.promote(store, name, "1", YES, "ada", GOOD)
+    champions.promote(store, name, "2", YES, "ada", GOOD)
     tags = client(store).get_model_version(name, "2").tags
     assert tags["ragdistill.promoted_by"] == "ada" and tags["ragdistill.previous_champion"] == "1"
     assert '"n": 100' in tags["ragdistill.promotion_numbers"]
-    assert registry.rollback(store, name, "grace") == "1"
-    assert registry.champion_and_challenger(store, name) == registry.Aliases(champion="1", challenger="2")
+    assert champions.rollback(store, name, "grace") == "1"
+    assert champions.champion_and_challenger(store, name) == champions.Aliases(champion="1", challenger="2")
     assert client(store).get_model_version(name, "2").tags["ragdistill.rolled_back"].startswith("grace, 20")
+
+
+def champion(store: Path, name: str) -> str | None:
+    return champions.champion_and_challenger(store, name).champion
+
+
+def test_rolling_back_undoes_every_promotion_down_to_no_champion(
+    project: Project, store: Path, request: pytest.FixtureRequest
+) -> None:
+    """One, two and one again: going back twice must not end where it began."""
+    name = request.node.name
+    for lineage, weights in (("l1", b"one"), ("l2", b"two"), ("l3", b"one")):
+        version = project(lineage, weights=weights).version
+        assert version
+        champions.promote(store, name, version, YES, "ada", GOOD)
+    assert champion(store, name) == "1"
+    assert [champions.rollback(store, name, "ada") for _ in range(3)] == ["2", "1", None]
+    assert champion(store, name) is None
+    with pytest.raises(ConfigError, match="is called champion"):
+        champions.rollback(store, name, "ada")
+    champions.promote(store, name, "1", YES, "ada", GOOD)
+    assert champions.rollback(store, name, "ada") is None, "what was undone is forgotten"
+
+
+def test_an_interrupted_or_manual_move_does_not_confuse_the_history(
+    project: Project, store: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, c = request.node.name, client(store)
+    for lineage, weights in (("l1", b"one"), ("l2", b"two")):
+        champions.promote(store, name, str(project(lineage, weights=weights).version), YES, "ada", GOOD)
+    project("l3", weights=b"three")
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_registered_model_alias", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            champions.promote(store, name, "3", YES, "ada", GOOD)
+    assert champion(store, name) == "2"
+    c.set_registered_model_alias(name, "champion", "3")  # by hand, in the user interface
+    assert [champions.rollback(store, name, "ada") for _ in range(3)] == ["2", "1", None]
+
+
+def test_a_champion_of_a_store_without_history_goes_back_to_what_it_replaced(
+    project: Project, store: Path, request: pytest.FixtureRequest
+) -> None:
+    name = request.node.name
+    for lineage, weights in (("l1", b"one"), ("l2", b"two")):
+        champions.promote(store, name, str(project(lineage, weights=weights).version), YES, "ada", GOOD)
+    client(store).delete_registered_model_tag(name, champions.HISTORY_TAG)
+    assert [champions.rollback(store, name, "ada") for _ in range(2)] == ["1", None]
 
 
 def test_a_refusal_moves_nothing(project: Project, store: Path, request: pytest.FixtureRequest) -> None:
     name = request.node.name
     project()
     with pytest.raises(ConfigError, match="Refuse: because"):
-        registry.promote(store, name, "1", Decision(False, "Refuse: because"), "ada", GOOD)
-    assert registry.champion_and_challenger(store, name).champion is None
+        champions.promote(store, name, "1", Decision(False, "Refuse: because"), "ada", GOOD)
+    assert champions.champion_and_challenger(store, name).champion is None
 
 
 def test_a_store_that_does_not_exist_is_named_and_not_created(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="dvc repro track"):
-        registry.champion_and_challenger(tmp_path / "empty", "m")
+        champions.champion_and_challenger(tmp_path / "empty", "m")
     assert not (tmp_path / "empty").exists()

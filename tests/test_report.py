@@ -25,6 +25,7 @@ from ragdistill.report.csvs import LossPoint, read_loss, write_csvs
 from ragdistill.report.metrics import compare, compute_metrics, order, order_pairs
 from ragdistill.report.page import Page, render, write_page
 from ragdistill.report.table import policy_table
+from ragdistill.timing import Timing
 
 FAST = ReportParams(bootstrap=300, confidence=0.95)
 KINDS = ("pick", "clean", "heat", "cool")
@@ -314,7 +315,13 @@ def full_page(m: dict[str, Any]) -> Page:
         trajectories={p: [trajectory(p, 1, p == "distilled", (bad,))] for p in ("base", "distilled")},
         losses={EVIL: [LossPoint(1, 0.5, 2.0, 1e-3, 300.0), LossPoint(2, 1.0, 1.5, 5e-4, 310.0)]},
         trainings={"distilled-0": {"examples": 30, "loss": 0.0123456, "note": EVIL, "nested": {"a": 1}}},
-        seconds={"rollouts": 1200.0, "sft": 300.5},
+        timings={
+            "rollouts": Timing(seconds=7.0, replayed=1.0, work=480, cold=1200.0),
+            "sft": Timing(seconds=300.5, replayed=0.0, cold=300.5),
+            "teach": Timing(seconds=6.8, replayed=1.0, work=9),
+        },
+        engines={"base-0": "OpenVINO GenAI 2026.4.1, bfloat16, CPU", EVIL: "OpenVINO GenAI 2026.4.1, bfloat16, CPU"},
+        at_once=32,
         provenance={"model": EVIL},
     )
 

@@ -6,7 +6,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ragdistill.records import Hint, Step, StopReason, Trajectory, Usage
 from ragdistill.report.page import Page, write_page
@@ -79,6 +81,19 @@ def tab(shared: tuple[Tab, str]) -> Iterator[Tab]:
     yield tab
     assert tab.complaints == []
     assert {r.partition("#")[0] for r in tab.requests} <= {url, "about:blank"}
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_is_light_or_dark_as_the_reader_s_system_and_never_blank(tab: Tab, tmp_path: Path, width: int) -> None:
+    brightness = {}
+    for dark in (False, True):
+        tab.size(width, dark=dark)
+        tab.picture(tmp_path / f"{dark}.png", height=900)
+        pixels = np.asarray(Image.open(tmp_path / f"{dark}.png").convert("L"), dtype=float)
+        assert pixels.shape[0] == 900 and width - 20 < pixels.shape[1] <= width, "nothing is wider than the window"
+        assert pixels.std() > 15, "text and figures stand out"
+        brightness[dark] = float(np.median(pixels))
+    assert brightness[False] > 230 and brightness[True] < 50
 
 
 def listed(tab: Tab) -> list[str]:

@@ -17,7 +17,9 @@ from ragdistill.report.figures import endings
 from ragdistill.report.hintuse import hint_use
 from ragdistill.report.page import Page, render
 from ragdistill.report.payback import paybacks
-from tests.test_report import EVIL, FAST, measure, study
+from ragdistill.report.table import policy_table
+from ragdistill.timing import Timing
+from tests.test_report import EVIL, FAST, episode, measure, study
 
 
 def played(task: int, won: bool, hints: tuple[str, ...] = (), attempt: int = 0, **changes: Any) -> Trajectory:
@@ -71,6 +73,69 @@ def test_lift_has_an_interval_and_ignores_faults_and_hinted_attempts() -> None:
     assert use.lift.diff.lo < 0.25 < use.lift.diff.hi
     (lost,) = hint_use(bank("a"), [played(0, False, ("a",), stop=StopReason.INFRA_ERROR)], plain, [], FAST)
     assert (lost.teacher.episodes, lost.teacher.success, lost.lift) == (0, None, None)
+
+
+OPENVINO, SERVED = "OpenVINO GenAI 2026.4.1, bfloat16, CPU", "served model <big>"
+
+
+def text_of(page: Page) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", render(page)).split())
+
+
+def test_the_page_names_the_engine_and_flags_a_comparison_of_two() -> None:
+    m = measure(study())
+    same = text_of(Page(m, engines={"base-0": OPENVINO, "distilled-0": OPENVINO}, at_once=32))
+    assert f"played by {OPENVINO}" in same and f"Played by {OPENVINO}, up to 32 episodes at once" in same
+    assert "Not one comparison" not in same
+    two = text_of(Page(m, engines={"base-0": OPENVINO, "rag-0": SERVED, "distilled-0": OPENVINO}))
+    assert "Not one comparison" in two
+    assert f"{OPENVINO} (base-0, distilled-0); served model &lt;big&gt; (rag-0)" in two
+    older = words.played_by({"base-0": OPENVINO, "sft-0": words.UNRECORDED})
+    assert older == f"{OPENVINO} (base-0); not recorded (sft-0)"
+    assert not words.mixed({"base-0": OPENVINO, "sft-0": words.UNRECORDED})
+    assert f"Played by {older}." in policy_table(m | {"engine": older})
+
+
+def test_wall_time_tells_replays_from_work() -> None:
+    times = {
+        "rollouts": Timing(seconds=7.0, replayed=1.0, work=480, cold=1900.0),
+        "teach@hints": Timing(seconds=7.0, replayed=1.0, work=240),
+        "tasks": Timing(seconds=11.0, replayed=0.0, cold=11.0),
+        "base": Timing(seconds=1.0),
+    }
+    assert words.wall_time(times) == [
+        ("rollouts", "32 min", "when last run whole; the last run took 7 s, 100 % from the cache"),
+        ("tasks", "11 s", ""),
+        ("teach@hints", "7 s", "100 % of it from the cache; a whole run was never timed here"),
+        ("base", "1 s", "not recorded whether this was a replay"),
+    ]
+    text = text_of(Page(measure(study()), timings=times))
+    assert "Wall time: at least 32 min in all" in text and "Of 2 stages no whole run was timed here" in text
+    assert "Wall time: 11 s in all" in text_of(Page(measure(study()), timings={"tasks": times["tasks"]}))
+
+
+def test_latency_is_a_step_s_not_only_an_episode_s() -> None:
+    """Ten episodes of ten steps, of one to ten seconds; a faulty one and one without a step do not count."""
+    played = [(10, float(t)) for t in range(1, 11)] + [(0, 9.0)]
+    episodes = [episode("base", t, False, steps=n, seconds=s) for t, (n, s) in enumerate(played)]
+    episodes.append(episode("base", 99, False, steps=1, seconds=500.0, stop=StopReason.INFRA_ERROR))
+    row = measure(episodes)["policies"]["base"]
+    assert (row["step_seconds_p50"], row["step_seconds_p95"]) == (0.55, 0.955)
+    assert "Latency of a step" in text_of(Page(measure(episodes)))
+    nothing = measure([episode("base", t, False, steps=0) for t in range(4)])
+    assert "step_seconds_p50" not in nothing["policies"]["base"]
+    assert "Latency of a step" not in text_of(Page(nothing))
+
+
+def test_every_table_that_scrolls_can_be_reached_by_keyboard_and_has_a_name_and_a_head() -> None:
+    m = measure([episode("base", t, False, group=f"room{t}") for t in range(40)])
+    many = [Hint(id=str(i), bucket="b", text=f"text {i}", kind="contrast") for i in range(9)]
+    html = render(Page(m, hints=many))
+    scrolls = re.findall(r'<div class="scroll"([^>]*)>\s*<table[^>]*>\s*(<\w+>)', html)
+    assert len(scrolls) >= 5
+    names = [re.search(r'tabindex="0" role="group" aria-label="([^"]+)"', attributes) for attributes, _ in scrolls]
+    assert all(names) and {first for _, first in scrolls} == {"<thead>"}
+    assert len({n.group(1) for n in names if n}) == len(scrolls), "no two tables have the same name"
 
 
 def test_every_stop_reason_has_a_part_of_its_bar_and_a_colour_of_its_own() -> None:

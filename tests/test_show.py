@@ -45,6 +45,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_jsonl(tmp_path / "data/teach/hints.jsonl", [trajectory(f"teach{i}", i, i < 3, True) for i in range(4)])
     rag = [trajectory(f"rag{i}", 10 + i, i == 0, True) for i in range(2)]
     write_jsonl(tmp_path / "results/eval/rag-0/trajectories.jsonl", rag)
+    write_jsonl(tmp_path / "data/lift/trajectories.jsonl", [trajectory("alone1", 1, True, True)])
     return tmp_path
 
 
@@ -101,6 +102,8 @@ def test_a_trajectory_is_found_by_the_beginning_of_its_id(
         assert part in out
     assert show(monkeypatch, "trajectory", "rag1") == 0
     assert "results/eval/rag-0" in capsys.readouterr().out
+    assert show(monkeypatch, "trajectory", "alone") == 0
+    assert "data/lift/trajectories.jsonl" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("project")

@@ -34,7 +34,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def project(store: Path, lineage: str) -> str:
     return registry.project(store, Projection(
-        experiment="e", lineage=lineage, params={}, metrics={}, curves={}, datasets=[], artifacts=[], adapter=None,
+        name="run", note="", experiment="e", lineage=lineage,
+        params={}, metrics={}, curves={}, datasets=[], artifacts=[], adapter=None,
         registered_model="m", tags={},
     )).run_id  # fmt: skip
 
@@ -54,6 +55,7 @@ def test_a_trace_holds_the_whole_episode(store: Path) -> None:
     assert root.outputs["won"] is True and root.outputs["refused"] == 1
     assert (first.parent_id, first.name, first.outputs["observation"]) == (root.span_id, "go", "<b>seen</b>")
     assert (second.name, second.outputs["valid"], second.inputs["reply"]) == ("(no action)", False, "hm")
+    assert trace.info.response_preview == "base: won in 2 steps (success)"
     assert first.end_time_ns <= second.start_time_ns and root.end_time_ns - root.start_time_ns == 4_000_000_000
     assert trace.info.token_usage["total_tokens"] == 100
     assert {

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from urllib.request import urlopen
 
 import msgspec
 import pytest
@@ -31,8 +27,10 @@ from ragdistill.params import convert_params, load_params
 from ragdistill.records import Message, Step, StopReason, Trajectory, digest, write_json, write_jsonl
 from ragdistill.stages import track
 from tests.misbehaving import KEY, Act, serving, then
-from tests.ray_cluster import HOST, free_port, kill
+from tests.mlflow_server import serve
+from tests.ray_cluster import HOST
 from tests.scripted_policy import play as policy
+from tests.test_mlflow_page import numbers
 from tests.test_params import changed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -192,26 +190,8 @@ def trajectory(name: str) -> Trajectory:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`mlflow server` with a database and proxied artifacts of its own."""
-    where, port = tmp_path_factory.mktemp("server"), free_port()
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{where}/mlflow.db", "--artifacts-destination", str(where / "artifacts"),
-    ]  # fmt: skip
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    env |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (where / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=where, env=env, stdout=log, stderr=log)
-    try:
-        for _ in range(600):
-            assert process.poll() is None, (where / "log").read_text()
-            try:
-                urlopen(f"http://{HOST}:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield f"http://{HOST}:{port}"
-    finally:
-        kill(process)
+    with serve(tmp_path_factory.mktemp("server")) as address:
+        yield address
 
 
 def rival(messages: Sequence[Message], sampling: Sampling, name: str) -> str:
@@ -226,7 +206,7 @@ def finished(project: Path, weights: bytes, lineage: int) -> None:
     (folder / "adapter_config.json").write_text("{}")
     (folder / "adapter_model.safetensors").write_bytes(weights)
     (folder / "loss.csv").write_text("step,epoch,loss,lr,tokens_per_second\n1,0.5,2.0,0.1,10\n2,1.0,1.5,0.1,10\n")
-    write_json(project / "results/metrics.json", {"success": 0.5, "run": lineage})
+    write_json(project / "results/metrics.json", numbers())
     write_json(project / "results/timing.json", {})
     (project / "results/report.html").write_text("<p>numbers</p>")
     for name in ("results/plots", "data/hints", "data/sft"):
@@ -280,7 +260,7 @@ def test_projecting_promoting_rolling_back_and_playing_work_on_a_server(
     assert server in line and line.endswith(f"{name} version 1")
     client = MlflowClient(server, server)
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments() if e.name == how])
-    assert run.data.metrics["success"] == 0.5 and run.data.params["track.registered_model"] == name
+    assert run.data.metrics["headline/success_base"] == 0.3 and run.data.params["track.registered_model"] == name
     assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"report.html", "plots"}
     traces = TracingClient(server).search_traces(locations=[run.info.experiment_id], run_id=run.info.run_id)
     assert len(list(traces)) == 2

@@ -21,7 +21,7 @@ import msgspec
 import pytest
 
 from ragdistill.errors import ConfigError, EnvironmentFault, IdentityError
-from ragdistill.llm import ChatModel, Reply, Sampling
+from ragdistill.llm import ChatModel, Engine, Reply, Sampling, engine_of
 from ragdistill.llm.chat_format import ChatFormat
 from ragdistill.llm.local import LocalEngine
 from ragdistill.llm.weights import load_merged
@@ -269,6 +269,7 @@ def test_base_and_students_are_different_models(fake: Path, base: Path, adapter:
     with start(fake, base) as server:
         plain, student = (VllmChat(server, base, a, 2, lambda: None) for a in (None, adapter))
         assert len({plain.fingerprint(), student.fingerprint()}) == 2
+        assert engine_of(plain) == engine_of(student) == Engine(name="vLLM", version=server.version())
         assert ask(plain, CHATS[0][:1]).text == f"says {server.base_name}" != ask(student, CHATS[0][:1]).text
         plain.close()
         student.close()

@@ -168,7 +168,11 @@ def _add_students(add: Add) -> None:
     promote = add("promote", _promote, "re-evaluate challenger and champion; move `champion` if the gate opens")
     promote.add_argument("--margin", type=float, help="success share, instead of promote.margin")
     promote.add_argument("--new-base", action="store_true", help="against its base: the champion has another")
-    add("rollback", _rollback, "give `champion` back to the version it replaced")
+    add(
+        "rollback",
+        _rollback,
+        "undo the last promotion: give `champion` back to the version it replaced, or take it away",
+    )
     export = add("export", _export, "write a student as adapter, merged weights and GGUF, proved to be one model")
     export.add_argument("student", help="champion, challenger, or an adapter such as models/students/distilled-0")
     export.add_argument("--out", type=Path, metavar="DIR", help="where to; without it below exports/")

@@ -20,6 +20,7 @@ import msgspec
 
 from ragdistill.errors import DataError, IdentityError
 from ragdistill.files import TEMPORARY, storage_error
+from ragdistill.progress import bar
 from ragdistill.records import read_json, write_json
 
 MIRROR = "RAGDISTILL_MIRROR"
@@ -79,9 +80,12 @@ def _download(source: Source, path: Path) -> str:
         try:
             with urllib.request.urlopen(source.address, timeout=_TIMEOUT) as answer:
                 length = answer.headers.get("Content-Length")
-                for block in iter(lambda: answer.read(1 << 20), b""):
-                    digest.update(block)
-                    out.write(block)
+                total = int(length) if length else 0
+                with bar(f"MB of {source.name}", total >> 20 or None) as read:
+                    for block in iter(lambda: answer.read(1 << 20), b""):
+                        digest.update(block)
+                        out.write(block)
+                        read.at(out.tell() >> 20)
             out.flush()
             _check(out.name, int(length) if length else None)
             os.chmod(out.name, 0o644)

@@ -1,8 +1,8 @@
-"""The MLflow projection of result files, and the aliases `challenger` and `champion`.
+"""The MLflow projection of result files: a run, its adapter as a model version, the alias `challenger`.
 
-Only it, `tracking` and `traces` import mlflow (≈ 1–2 s), so nothing else imports it at module level. Files and DVC stay
-the source of truth: a store (`tracking`: a directory or a server) that is lost is projected again.
-This module knows no metric name and plays no episode: the re-evaluation before a promotion is its caller's.
+Only it, `champions`, `tracking` and `traces` import mlflow (≈ 1–2 s), so nothing else imports it at module level.
+Files and DVC stay the source of truth: a store (`tracking`: a directory or a server) that is lost is projected again.
+This module knows no metric name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,12 +26,12 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelStatus, 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from ragdistill.errors import ConfigError, DataError
-from ragdistill.stats import PairedTest
 from ragdistill.tracking import Store, experiment, open_client, recorded, store_uri
 
-LINEAGE_TAG, SHA_TAG, PREVIOUS_TAG = "ragdistill.lineage", "ragdistill.adapter_sha256", "ragdistill.previous_champion"
+LINEAGE_TAG, SHA_TAG = "ragdistill.lineage", "ragdistill.adapter_sha256"
 CHALLENGER, CHAMPION = "challenger", "champion"
 
 
@@ -43,27 +43,15 @@ class Projected:
     version: str | None
 
 
-@dataclass(frozen=True)
-class Aliases:
-    """Version numbers behind the two aliases; None where an alias is not set."""
-
-    champion: str | None
-    challenger: str | None
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Whether to move `champion`, and why in one sentence."""
-
-    promote: bool
-    reason: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class Projection:
     """One pipeline state, as MLflow shall show it."""
 
     experiment: str
+    name: str
+    """Of the run, for people."""
+    note: str
+    """Markdown on the run's page; `{run}` in it becomes the run's address in MLflow's user interface."""
     lineage: str
     """Name of the inputs (e.g. a hash of `dvc.lock`); the same lineage updates the same run."""
     registered_model: str
@@ -91,7 +79,7 @@ def project(store: Store, p: Projection) -> Projected:
     """
     client = open_client(store, create=True)
     experiment_id = experiment(client, store, p.experiment)
-    run_id = _run(client, experiment_id, p.lineage)
+    run_id = _run(client, experiment_id, p)
     _log_params(client, run_id, p.params)
     _log_metrics(client, run_id, p.metrics, p.curves)
     client.log_inputs(run_id, [_dataset(*d) for d in p.datasets])
@@ -100,7 +88,8 @@ def project(store: Store, p: Projection) -> Projected:
             client.log_artifacts(run_id, str(path), path.name)
         else:
             client.log_artifact(run_id, str(path))
-    version, tags = None, dict(p.tags)
+    here = f"#/experiments/{experiment_id}/runs/{run_id}"
+    version, tags = None, {**p.tags, MLFLOW_RUN_NOTE: p.note.replace("{run}", here)}
     if p.adapter is not None:
         version = tags["ragdistill.model_version"] = _register(client, experiment_id, run_id, p)
         if not tags.get("DVC_EXP_NAME"):
@@ -111,20 +100,13 @@ def project(store: Store, p: Projection) -> Projected:
 
 
 @recorded
-def champion_and_challenger(store: Store, name: str) -> Aliases:
-    """Versions behind the aliases of the registered model `name`."""
-    client = open_client(store)
-    return Aliases(_aliased(client, name, CHAMPION), _aliased(client, name, CHALLENGER))
-
-
-@recorded
 def download(store: Store, name: str, alias: str, dest: Path) -> Path:
     """Copy the adapter behind `alias` into the new directory `dest` and return it.
 
     `ConfigError` without such an alias or with files in `dest`, `DataError` when the stored files were altered.
     """
     client = open_client(store)
-    version = _require(client, name, alias)
+    version = require(client, name, alias)
     if dest.exists() and any(dest.iterdir()):
         raise ConfigError(f"{dest} is not empty; name a new directory.")
     with tempfile.TemporaryDirectory() as tmp:
@@ -137,66 +119,6 @@ def download(store: Store, name: str, alias: str, dest: Path) -> Path:
     return dest
 
 
-def decide(difference: PairedTest, margin: float, has_champion: bool) -> Decision:
-    """Whether the challenger may become champion, by the lower bound of its advantage.
-
-    `difference` is challenger − champion, or, without a champion, challenger − base. `margin` is the success share
-    (0.05 = 5 points) that a successor may be worse by (non-inferiority), and that the first champion must beat base by.
-    """
-    found, rival = difference.diff, "champion" if has_champion else "base"
-    bound = 0.0 - margin if has_champion else margin
-    numbers = (
-        f"challenger - {rival} = {100 * found.value:+.1f} points "
-        f"[{100 * found.lo:+.1f}, {100 * found.hi:+.1f}] on {difference.n} tasks"
-    )
-    if found.lo > bound:
-        return Decision(True, f"Promote: {numbers}; the lower bound is above {100 * bound:+.1f}.")
-    return Decision(False, f"Refuse: {numbers}; evaluate more tasks until the lower bound is above {100 * bound:+.1f}.")
-
-
-@recorded
-def promote(store: Store, name: str, version: str, decision: Decision, who: str, difference: PairedTest) -> None:
-    """Move `champion` to `version`, the challenger that was evaluated; who, when, why and numbers go on the version.
-
-    `ConfigError` when the decision refuses, `version` no longer is the challenger, or it already is the champion.
-    """
-    if not decision.promote:
-        raise ConfigError(decision.reason)
-    client = open_client(store)
-    current = str(_require(client, name, CHALLENGER).version)
-    if current != version:
-        raise ConfigError(
-            f"The challenger of {name} became version {current} meanwhile; evaluate it and promote again."
-        )
-    previous = _aliased(client, name, CHAMPION)
-    if previous == version:
-        raise ConfigError(f"Version {version} of {name} already is the champion.")
-    record = {
-        PREVIOUS_TAG: previous or "",
-        "ragdistill.promoted_by": who,
-        "ragdistill.promoted_at": _now(),
-        "ragdistill.promotion": decision.reason,
-        "ragdistill.promotion_numbers": json.dumps(asdict(difference), sort_keys=True),
-    }
-    # Tags first: an interruption leaves a record without a move, never a champion that cannot be rolled back.
-    for key, value in record.items():
-        client.set_model_version_tag(name, version, key, value)
-    client.set_registered_model_alias(name, CHAMPION, version)
-
-
-@recorded
-def rollback(store: Store, name: str, who: str) -> str:
-    """Move `champion` back to the version it replaced and return that; `ConfigError` when there is none."""
-    client = open_client(store)
-    current = _require(client, name, CHAMPION)
-    previous = current.tags.get(PREVIOUS_TAG)
-    if not previous:
-        raise ConfigError(f"Version {current.version} of {name} replaced no champion; there is nothing to go back to.")
-    client.set_model_version_tag(name, str(current.version), "ragdistill.rolled_back", f"{who}, {_now()}")
-    client.set_registered_model_alias(name, CHAMPION, previous)
-    return previous
-
-
 def tree_sha256(directory: Path) -> str:
     """Hex sha256 over names and contents of all files below `directory`, in name order."""
     outer = hashlib.sha256()
@@ -206,14 +128,14 @@ def tree_sha256(directory: Path) -> str:
     return outer.hexdigest()
 
 
-def _run(client: MlflowClient, experiment_id: str, lineage: str) -> str:
-    if not lineage or "'" in lineage:
-        raise ConfigError(f"Lineage {lineage!r} must be a non-empty name without quotes.")
-    found = client.search_runs([experiment_id], f"tags.`{LINEAGE_TAG}` = '{lineage}'", max_results=1)
+def _run(client: MlflowClient, experiment_id: str, p: Projection) -> str:
+    if not p.lineage or "'" in p.lineage:
+        raise ConfigError(f"Lineage {p.lineage!r} must be a non-empty name without quotes.")
+    found = client.search_runs([experiment_id], f"tags.`{LINEAGE_TAG}` = '{p.lineage}'", max_results=1)
     if found:
-        client.update_run(found[0].info.run_id, status="RUNNING")
+        client.update_run(found[0].info.run_id, status="RUNNING", name=p.name)
         return found[0].info.run_id
-    return client.create_run(experiment_id, tags={LINEAGE_TAG: lineage}, run_name=lineage[:12]).info.run_id
+    return client.create_run(experiment_id, tags={LINEAGE_TAG: p.lineage}, run_name=p.name).info.run_id
 
 
 def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, object]) -> None:
@@ -268,17 +190,14 @@ def _register(client: MlflowClient, experiment_id: str, run_id: str, p: Projecti
     return str(version.version)
 
 
-def _aliased(client: MlflowClient, name: str, alias: str) -> str | None:
-    versions = [m.aliases.get(alias) for m in client.search_registered_models(f"name = '{name}'")]
-    return str(versions[0]) if versions and versions[0] is not None else None
-
-
-def _require(client: MlflowClient, name: str, alias: str) -> ModelVersion:
+def require(client: MlflowClient, name: str, alias: str) -> ModelVersion:
+    """The version behind `alias`; `ConfigError` when there is none."""
     try:
         return client.get_model_version_by_alias(name, alias)
     except MlflowException:
         raise ConfigError(f"No version of {name} is called {alias}; run `dvc repro` or promote one.") from None
 
 
-def _now() -> str:
+def now() -> str:
+    """The time in UTC, as it stands in tags."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,7 +1,7 @@
 """A sample of played games as MLflow traces: one AGENT span a game, under it a TOOL span a turn.
 
-Beside `registry` and `tracking` the only room that imports mlflow. The jsonl files stay the source of truth. A trace's
-id follows from the trajectory's, so logging again adds nothing.
+Beside `registry`, `champions` and `tracking` the only room that imports mlflow. The jsonl files stay the source of
+truth. A trace's id follows from the trajectory's, so logging again adds nothing.
 """
 
 from __future__ import annotations
@@ -47,10 +47,14 @@ def log_traces(store: Store, run_id: str, trajectories: Sequence[Trajectory]) ->
     client = MlflowClient(tracking_uri=uri)
     experiment_id = client.get_run(run_id).info.experiment_id
     tracing, ids, spans = TracingClient(uri), [], []
-    for t in {t.id: t for t in trajectories}.values():  # policies of equal weights share their episodes
+    # the newest stand first: those of one game together, in the order they came
+    games = {t.task_id: i for i, t in enumerate(trajectories)}
+    latest = time.time_ns() - int(1e9 * max((t.seconds for t in trajectories), default=0.0))
+    single = {t.id: t for t in trajectories}.values()  # policies of equal weights share their episodes
+    for place, t in enumerate(sorted(single, key=lambda t: games[t.task_id])):
         ids.append(f"tr-{digest('trace', experiment_id, t.id)}")
         if not _complete(tracing, ids[-1]):
-            info, own = as_trace(t, ids[-1], experiment_id)
+            info, own = as_trace(t, ids[-1], experiment_id, latest - place * 1_000_000)
             tracing.start_trace(info)
             spans.append(own)
     if spans:
@@ -60,11 +64,10 @@ def log_traces(store: Store, run_id: str, trajectories: Sequence[Trajectory]) ->
     return len(spans)
 
 
-def as_trace(t: Trajectory, trace_id: str, experiment_id: str) -> tuple[TraceInfo, list[Span]]:
-    """What MLflow stores of a trajectory. Only the whole episode was timed: turns get equal shares of it."""
+def as_trace(t: Trajectory, trace_id: str, experiment_id: str, start: int) -> tuple[TraceInfo, list[Span]]:
+    """What MLflow stores of a trajectory begun at `start` (ns). Only the whole was timed: turns get equal shares."""
     seconds = max(t.seconds, 0.001)
-    end = time.time_ns()
-    start, share = end - int(seconds * 1e9), int(seconds * 1e9 / max(len(t.steps), 1))
+    end, share = start + int(seconds * 1e9), int(seconds * 1e9 / max(len(t.steps), 1))
     usage = {
         "input_tokens": t.usage.prompt_tokens, "output_tokens": t.usage.completion_tokens,
         "total_tokens": t.usage.billed,
@@ -77,7 +80,7 @@ def as_trace(t: Trajectory, trace_id: str, experiment_id: str) -> tuple[TraceInf
         execution_duration=int(1000 * seconds),
         state=state,
         request_preview=t.goal,
-        response_preview=f"{'won' if t.success else 'lost'} in {len(t.steps)} steps ({t.stop.value})",
+        response_preview=f"{t.policy}: {'won' if t.success else 'lost'} in {len(t.steps)} steps ({t.stop.value})",
         trace_metadata={"mlflow.trace.tokenUsage": json.dumps(usage)},
         tags={
             "policy": t.policy, "kind": t.kind, "room": t.group, "outcome": "won" if t.success else "lost",

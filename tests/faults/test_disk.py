@@ -48,7 +48,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_once_there_is_room(
     assert 0 < int(kept) < 24
     (line,) = sentences(done.stderr, "rollouts")
     assert re.search(r"cannot be written \(No space left on device\); free some space and run again, finished", line)
-    assert f"({kept} from the journal)" in done.stderr
+    assert f"{kept} of 24 episodes from the cache)" in done.stdout
     (project / ".cache/journal").rmdir()
     (project / ".cache/kept").rename(project / ".cache/journal")
     assert len(journaled(project)) == 24

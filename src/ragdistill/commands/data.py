@@ -12,6 +12,7 @@ import msgspec
 
 from ragdistill.downloads import Source, fetch
 from ragdistill.errors import ConfigError, DataError
+from ragdistill.progress import bar, display
 
 FOLDER = Path("data/official")
 
@@ -42,9 +43,11 @@ def get_data(name: str, size: str, with_dvc: bool) -> int:
     if with_dvc:
         for source in sources:
             _import(source, folder)
-    for path in fetch(sources, folder):
-        if path.suffix == ".zip":
-            _unpack(path, folder)
+    with display(name):
+        for path in fetch(sources, folder):
+            if path.suffix == ".zip":
+                with bar(f"unpacking {path.name}"):
+                    _unpack(path, folder)
     print(f"{found.licence}\nexport {found.variable}={folder.resolve()}")
     return 0
 

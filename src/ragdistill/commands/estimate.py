@@ -36,6 +36,7 @@ from ragdistill.records import read_json
 from ragdistill.stages.common import RESULTS
 from ragdistill.stages.defaults import max_steps
 from ragdistill.stages.spending import SERVED
+from ragdistill.timing import Timing, read_timings
 
 PROJECT, METRICS, TIMING = Path("params.yaml"), RESULTS / "metrics.json", RESULTS / "timing.json"
 
@@ -54,11 +55,12 @@ def _played_by(p: Params) -> tuple[object, ...]:
     return p.model.base, p.model.teacher, p.model.engine, max_steps(p), p.endpoint.model, p.agent.examples
 
 
-def here(rows: list[Row], timing: Mapping[str, float]) -> list[Row]:
-    """`rows` with the times of the last run on this machine where there are some."""
+def here(rows: list[Row], timing: Mapping[str, Timing]) -> list[Row]:
+    """`rows` with the times of cold runs on this machine where there are some: a replay says nothing about the work."""
+    cold = {stage: t.cold for stage, t in timing.items() if t.cold is not None}
     return [
-        replace(r, where="here", hours=timing[r.stage] / 3600, gpu_hours=0.0, most=0.0, least=0.0)
-        if r.stage in timing and r.where == "GPU"
+        replace(r, where="here", hours=cold[r.stage] / 3600, gpu_hours=0.0, most=0.0, least=0.0)
+        if r.stage in cold and r.where == "GPU"
         else r
         for r in rows
     ]
@@ -93,7 +95,7 @@ def assumptions(p: Params, metrics: Mapping[str, Any] | None, timed: bool, speed
         f"{size(p.model.base):g} B; {speeds.gpu_price:g} {e.currency} an hour (--gpu-price)"
     )
     if timed:
-        yield f"here: wall time of the last run on this machine ({TIMING}), where the stage is the same"
+        yield f"here: wall time of the last run on this machine that replayed nothing ({TIMING}), same stage"
     yield "a call that is journaled already costs nothing again; failed attempts are not counted"
 
 
@@ -140,7 +142,7 @@ def estimate(profile: str | None, path: Path, speeds: Speeds) -> int:
         raise ConfigError("speeds and latency must be positive, the price of a GPU-hour not negative.")
     p = profiles.overlaid(profile) if profile else load_params(path)
     metrics = measured(p)
-    timing = read_json(TIMING) if metrics and TIMING.exists() else {}
+    timing = read_timings(TIMING) if metrics and TIMING.exists() else {}
     rows = here(list(stages(p, metrics, speeds)), timing)
     everything = total(rows)
     table = [HEAD, *(cells(r) for r in [*rows, everything])]
@@ -151,7 +153,7 @@ def estimate(profile: str | None, path: Path, speeds: Speeds) -> int:
         sides = (c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
         print("  ".join(sides).rstrip())
     print("\nAssumptions")
-    for text in assumptions(p, metrics, bool(timing), speeds):
+    for text in assumptions(p, metrics, any(r.where == "here" for r in rows), speeds):
         print(f"- {text}")
     paid = sum(r.most for r in rows if r.where == SERVED)
     if p.endpoint.budget is not None and paid > p.endpoint.budget:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ragdistill import progress
 from ragdistill.commands.play import ALIASES, resolve
 from ragdistill.errors import ConfigError
 from ragdistill.journal import cache_dir
@@ -38,7 +40,7 @@ def export(student: str, out: Path | None, chats: int, dtype: str, quantisation:
 
     Raises `IdentityError` when two of its forms differ: then nothing is written.
     """
-    params = load_params()
+    params, started = load_params(), time.monotonic()
     quiet_libraries()
     cpu_env.apply()
     base, adapter = student_dirs(params, student)
@@ -62,9 +64,11 @@ def export(student: str, out: Path | None, chats: int, dtype: str, quantisation:
 
     options = Options(dtype=dtype, quantisation=quantisation, agreement=agreement)  # type: ignore[arg-type]
     wanted = Student(name=name, base=base, adapter=adapter)
-    rows, no_gguf = export_student(wanted, dest, options, _chats(run, chats), serve, cache_dir("gguf"), card)
+    with progress.display("export"):
+        rows, no_gguf = export_student(wanted, dest, options, _chats(run, chats), serve, cache_dir("gguf"), card)
     print(as_markdown(rows))
-    print(f"\n{name}: one model in every form, in {dest}" + (f"\nno GGUF file: {no_gguf}" if no_gguf else ""))
+    took = progress.duration(time.monotonic() - started)
+    print(f"\n{name}: one model in every form, in {dest} ({took})" + (f"\nno GGUF file: {no_gguf}" if no_gguf else ""))
     return 0
 
 

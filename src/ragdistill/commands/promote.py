@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from ragdistill import progress
 from ragdistill.errors import ConfigError, IdentityError
 from ragdistill.journal import cache_dir
 from ragdistill.llm.weights import adapter_fingerprint
@@ -32,13 +33,13 @@ def promote(margin: float | None, new_base: bool = False) -> int:
 
     `new_base`: compare the challenger with its base even if there is a champion, as one of another base cannot play.
     """
-    from ragdistill import registry, tracking
+    from ragdistill import champions, tracking
 
     quiet_libraries()
     params = load_params()
     store = tracking.store_at(params.track.uri, STORE)
     name, margin = student_name(params), params.promote.margin if margin is None else margin
-    aliases = registry.champion_and_challenger(store, name)
+    aliases = champions.champion_and_challenger(store, name)
     if aliases.challenger is None:
         raise ConfigError(f"{name} has no challenger; run `dvc repro` to register one.")
     rival = "champion" if aliases.champion and not new_base else "base"
@@ -51,9 +52,9 @@ def promote(margin: float | None, new_base: bool = False) -> int:
             "challenger with its base instead, run `ragdistill promote --new-base`."
         ) from None
     found = compare(a, b, primary(params), params.report)
-    decision = registry.decide(found, margin, has_champion=rival == "champion")
+    decision = champions.decide(found, margin, has_champion=rival == "champion")
     if decision.promote:
-        registry.promote(store, name, aliases.challenger, decision, _who(), found)
+        champions.promote(store, name, aliases.challenger, decision, _who(), found)
     _record({"promote": decision.promote, "reason": decision.reason, "version": aliases.challenger})
     print(decision.reason)
     if decision.promote:
@@ -62,14 +63,17 @@ def promote(margin: float | None, new_base: bool = False) -> int:
 
 
 def rollback() -> int:
-    """Give `champion` back to the version it replaced."""
-    from ragdistill import registry, tracking
+    """Undo the last promotion: `champion` goes back to the version it replaced, or to none."""
+    from ragdistill import champions, tracking
 
     params = load_params()
     name = student_name(params)
-    version = registry.rollback(tracking.store_at(params.track.uri, STORE), name, _who())
+    version = champions.rollback(tracking.store_at(params.track.uri, STORE), name, _who())
     _record({"rollback": True, "version": version})
-    print(f"{name} version {version} is champion again.")
+    if version is None:
+        print(f"{name} has no champion any more, as before its first promotion.")
+    else:
+        print(f"{name} version {version} is champion again.")
     return 0
 
 
@@ -79,7 +83,8 @@ def _evaluate(params: Params, who: str) -> list[EvalEpisode]:
     jobs = [(t, 0) for t in read_jsonl(TASKS / "eval.jsonl", Task)]
     model, temperature = open_model(params, BASE, adapter), params.evaluate.temperature
     setting = setting_of(params, who, "evaluate", model, temperature, student=adapter is not None)
-    (done,) = play_each(params, [(setting, jobs)], model)
+    with progress.display(who):
+        (done,) = play_each(params, [(setting, jobs)], model)
     return [EvalEpisode.of(t, who, 0) for t in done if t.stop is not StopReason.INFRA_ERROR]
 
 

@@ -133,7 +133,8 @@ def _points(diff: float, lo: float, hi: float, tasks: int) -> str:
 
 def _files() -> list[Path]:
     """Every file of trajectories that the stages wrote here."""
-    found = [ROLLOUTS, *sorted(TEACH.glob("*.jsonl")), *sorted(EVAL.glob("*/trajectories.jsonl"))]
+    lift = LIFT / "trajectories.jsonl"
+    found = [ROLLOUTS, lift, *sorted(TEACH.glob("*.jsonl")), *sorted(EVAL.glob("*/trajectories.jsonl"))]
     found = [path for path in found if path.exists()]
     if not found:
         raise DataError(f"{ROLLOUTS} does not exist; run the stage that writes it (`dvc repro`).")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -35,6 +35,8 @@ class Asker:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.calls = self.replayed = 0
         """Answered calls, and how many of them came from the journal."""
+        self.on_reply: Callable[[], object] = lambda: None
+        """Called after each answered call, for a display."""
         self.usage = Usage()
         """Of all answered calls, replayed ones included: what the result costs, not what this run paid."""
 
@@ -51,6 +53,7 @@ class Asker:
                 self._journal.put(key, reply)
         self.calls += 1
         self.usage += reply.usage
+        self.on_reply()
         return reply
 
 

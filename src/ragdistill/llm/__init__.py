@@ -31,6 +31,21 @@ class Reply(Record, frozen=True, kw_only=True):
     """stop | length | context | error (refused, empty, malformed, cut short by the server)"""
 
 
+class Engine(Record, frozen=True, kw_only=True):
+    """What computes a model's replies, as people name it. All of it is also in the fingerprint, as far as known."""
+
+    name: str
+    version: str = ""
+    precision: str = ""
+    """Of weights, activations and KV cache; empty: a server's own affair."""
+    device: str = ""
+    """CPU or GPU; empty: not known."""
+
+    def words(self) -> str:
+        """`OpenVINO GenAI 2026.4.1, bfloat16, CPU`."""
+        return ", ".join(filter(None, (f"{self.name} {self.version}".rstrip(), self.precision, self.device)))
+
+
 class ChatModel(Protocol):
     """Anything that answers chats: the local engine, an endpoint, a script."""
 
@@ -56,3 +71,9 @@ class ChatModel(Protocol):
     def fingerprint(self) -> str:
         """Identity of weights, tokenizer, precision and engine version."""
         ...
+
+
+def engine_of(model: ChatModel) -> Engine:
+    """What `model` says of its engine (attribute `engine`); the name of its class where it says nothing."""
+    said = getattr(model, "engine", None)
+    return said if isinstance(said, Engine) else Engine(name=type(model).__name__)

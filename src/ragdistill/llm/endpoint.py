@@ -25,7 +25,7 @@ import msgspec
 
 from ragdistill.errors import BudgetError, ConfigError, EnvironmentFault, RagdistillError
 from ragdistill.journal import Journal
-from ragdistill.llm import Reply, Sampling
+from ragdistill.llm import Engine, Reply, Sampling
 from ragdistill.llm.counting import bound_tokens, counter, estimate_tokens
 from ragdistill.llm.keys import api_key
 from ragdistill.llm.ledger import Account, Ledger
@@ -66,6 +66,7 @@ class EndpointModel:
         """
         self._settings = settings
         self._count, self.counting = counter(settings.tokenizer)
+        self.engine = Engine(name=f"served model {settings.model}")
         self._fingerprint = digest("endpoint", identity or settings.base_url.rstrip("/"), settings.model)
         self._journal = Journal(calls, Reply)
         self._ledger = Ledger(ledger, stage, settings.model, settings.prices, settings.budget, settings.currency)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ragdistill.errors import EnvironmentFault
-from ragdistill.llm import cpu_env
+from ragdistill.llm import Engine, cpu_env
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
 from ragdistill.llm.front import Call, ThreadedEngine
 from ragdistill.llm.slots import Slot, SlotTable
@@ -70,6 +70,8 @@ class LocalEngine(ThreadedEngine):
         kind = ["reference" if reference else "batched", name, str(ENGINE_VERSION), str(context)]
         parts = [model_fingerprint(model_dir), adapter_fingerprint(adapter) if adapter else ""]
         super().__init__(ChatFormat(load_tokenizer(model_dir)), context, digest("local", *parts, *kind))
+        way = "one at a time" if reference else "batched"
+        self.engine = Engine(name=f"transformers, {way}", precision=name, device="CPU")
         self._runner = HuggingFaceRunner(model, max_batch * (context + BLOCK))
         self._together = 1 if reference else max_batch
         self._table = SlotTable(max_batch)

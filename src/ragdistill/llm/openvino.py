@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ragdistill.errors import ConfigError, EnvironmentFault
+from ragdistill.llm import Engine
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
 from ragdistill.llm.front import Call, ThreadedEngine
 from ragdistill.llm.gguf_export import export_gguf, gguf_fingerprint
@@ -78,6 +79,8 @@ class OpenVinoEngine(ThreadedEngine):
         config = read_json(model_dir / "config.json")
         context = context_of(model_dir, max_context)
         self._precision = _PRECISIONS[best_dtype()]
+        version = genai.__version__.split("-")[0]
+        self.engine = Engine(name="OpenVINO GenAI", version=version, precision=best_dtype(), device="CPU")
         self._max_batch = max_batch
         self._cache_gb = _cache_gb(config, max_batch * context, 4 if self._precision == "f32" else 2)
         kind = [self._precision, str(context), str(ENGINE_VERSION), openvino.__version__, genai.__version__]

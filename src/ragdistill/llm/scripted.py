@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ragdistill.llm import Reply, Sampling
+from ragdistill.llm import Engine, Reply, Sampling
 from ragdistill.llm.slots import common_prefix
 from ragdistill.records import Message, Usage, digest
 
@@ -22,6 +22,7 @@ class ScriptedModel:
     def __init__(self, policy: Policy, name: str) -> None:
         """`name` is the model's identity: give another name to another behaviour."""
         self._policy, self._name = policy, name
+        self.engine = Engine(name="a script, no model")
         self._kept: dict[str, list[str]] = {}
 
     async def chat(self, messages: Sequence[Message], sampling: Sampling, conversation: str = "") -> Reply:

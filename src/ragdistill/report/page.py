@@ -20,6 +20,7 @@ from markupsafe import Markup
 from ragdistill.files import write_atomic
 from ragdistill.hints.lift import LiftRow
 from ragdistill.params import ReportParams
+from ragdistill.progress import duration
 from ragdistill.records import EvalEpisode, Hint, Trajectory
 from ragdistill.report import figures, words
 from ragdistill.report.browser import GameSet, browser_data, pick_games, script_json, training_sources
@@ -29,6 +30,7 @@ from ragdistill.report.metrics import has_scores, order, order_pairs
 from ragdistill.report.paper import Comparison
 from ragdistill.report.payback import paybacks
 from ragdistill.report.table import difference
+from ragdistill.timing import Timing
 
 _HINTS, _ROOMS, _EVIDENCE = 4, 12, 24
 """Unfolded: hints a bucket, rooms. Evidence links a hint; the rest is counted."""
@@ -58,8 +60,12 @@ class Page:
     """Training variant → what stripping kept and dropped."""
     temperatures: Mapping[str, float] = field(default_factory=dict)
     """`rollouts` and `teach` → sampling temperature."""
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    timings: Mapping[str, Timing] = field(default_factory=dict)
     """Stage → wall time."""
+    engines: Mapping[str, str] = field(default_factory=dict)
+    """Policy and seed → engine, precision and device that played it."""
+    at_once: int | None = None
+    """Most episodes that were played at the same time."""
     provenance: Mapping[str, str] = field(default_factory=dict)
     """Name → fingerprint or version."""
     coldstart: bool = True
@@ -110,6 +116,7 @@ def render(page: Page) -> str:
         costs=figures.cost_charts(m),
         endings=(endings := figures.endings(page.trajectories)),
         stops=figures.stops(endings),
+        stop_words=words.STOPS,
         paybacks=costs,
         losses=figures.loss_charts(page.losses),
         buckets=figures.by_bucket(uses),
@@ -120,11 +127,24 @@ def render(page: Page) -> str:
         sets=data["sets"] if any(s["tasks"] for s in data["sets"]) else [],
         known={e["id"] for s in data["sets"] for e in s["episodes"]},
         trainings={name: figures.scalars(t) for name, t in page.trainings.items()},
-        total_seconds=sum(page.seconds.values()),
+        paces=[(n, m["policies"][n]) for n in order(m["policies"]) if "step_seconds_p50" in m["policies"][n]],
+        **_circumstances(page),
         data=Markup(script_json(data)),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _circumstances(page: Page) -> dict[str, Any]:
+    """What played, and how long everything took."""
+    times = page.timings.values()
+    return {
+        "engine": words.played_by(page.engines),
+        "mixed": words.mixed(page.engines),
+        "times": words.wall_time(page.timings),
+        "total": duration(sum(t.best for t in times)),
+        "unknown": sum(t.cold is None for t in times),
+    }
 
 
 def _rewards(m: Mapping[str, Any]) -> dict[str, Any]:

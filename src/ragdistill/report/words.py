@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ragdistill.progress import duration
+from ragdistill.records import StopReason
 from ragdistill.report.metrics import has_scores
 from ragdistill.report.payback import Payback
 from ragdistill.report.table import difference
+from ragdistill.timing import COLD, Timing
 
 DESCRIPTIONS = {
     "raw": "the model as published",
@@ -132,6 +135,54 @@ def _interval(row: Mapping[str, Any], m: Mapping[str, Any]) -> str:
     return f"{100 * m['confidence']:g} % CI {100 * row['lo']:+.1f} to {100 * row['hi']:+.1f}, {p}"
 
 
+STOPS = {
+    StopReason.FAILURE: "the environment ended it without full reward",
+    StopReason.MAX_STEPS: "the budget ran out",
+    StopReason.LOOP: "the agent repeated itself without effect",
+    StopReason.CONTEXT_FULL: "the game outgrew the prompt’s budget of tokens",
+    StopReason.NO_ACTION: "replies without a command",
+    StopReason.BAD_REPLY: "the server refused or broke off",
+    StopReason.INFRA_ERROR: "engine, worker or endpoint failed; not counted",
+}
+"""What the reasons mean that need a word."""
+
+
+UNRECORDED = "not recorded"
+"""Of evaluations that do not say which engine played them."""
+
+
+def mixed(engines: Mapping[str, str]) -> bool:
+    """Whether policies of one comparison were played by different engines, or at different precisions."""
+    return len({e for e in engines.values() if e != UNRECORDED}) > 1
+
+
+def played_by(engines: Mapping[str, str]) -> str:
+    """One engine's words, or which policy was played by which; `engines` is policy and seed → words."""
+    if len(set(engines.values())) <= 1:
+        return next(iter(engines.values()), UNRECORDED)
+    by: dict[str, list[str]] = {}
+    for name, engine in engines.items():
+        by.setdefault(engine, []).append(name)
+    return "; ".join(f"{engine} ({', '.join(names)})" for engine, names in by.items())
+
+
+def wall_time(timings: Mapping[str, Timing]) -> list[tuple[str, str, str]]:
+    """(stage, time, what that time is where it is not the last run's own work); longest first."""
+    out: list[tuple[str, str, str]] = []
+    for stage, t in sorted(timings.items(), key=lambda item: -item[1].best):
+        aside = ""
+        if t.replayed is None:
+            aside = "not recorded whether this was a replay"
+        elif t.cold is None:
+            aside = f"{100 * t.replayed:.0f} % of it from the cache; a whole run was never timed here"
+        elif t.replayed > COLD:
+            aside = (
+                f"when last run whole; the last run took {duration(t.seconds)}, {100 * t.replayed:.0f} % from the cache"
+            )
+        out.append((stage, duration(t.best), aside))
+    return out
+
+
 def kind_name(kind: str) -> str:
     """`pick_clean_then_place_in_recep` → `pick clean then place in recep`."""
     return kind.replace("_", " ")
@@ -139,9 +190,8 @@ def kind_name(kind: str) -> str:
 
 def count(value: float) -> str:
     """A number of steps or tokens: `1,435`, `24.7`, `0`."""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}".removesuffix(".0")
+    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}".removesuffix(".0")
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def short(value: float) -> str:

@@ -17,6 +17,7 @@ from ragdistill.errors import ConfigError
 from ragdistill.files import write_atomic
 from ragdistill.llm import ChatModel
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
+from ragdistill.progress import bar
 from ragdistill.records import write_json
 from ragdistill.serving import parity
 from ragdistill.serving.parity import Chat, Row
@@ -78,9 +79,12 @@ def export_student(
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}.", suffix=".tmp") as tmp:
         out = Path(tmp) / "export"
         _copy_adapter(student.adapter, out / ADAPTER)
-        save_merged(student.base, student.adapter, out / MERGED, student.name)
-        gguf, missing = _write_gguf(student, out / GGUF, options.quantisation, cache)
-        rows = _compare(student, out / MERGED, gguf, options, chats, serve)
+        with bar("merging the weights"):
+            save_merged(student.base, student.adapter, out / MERGED, student.name)
+        with bar("writing GGUF"):
+            gguf, missing = _write_gguf(student, out / GGUF, options.quantisation, cache)
+        with bar("comparing the forms"):
+            rows = _compare(student, out / MERGED, gguf, options, chats, serve)
         parity.require(rows, student.name)
         write_json(out / REPORT, {"rows": rows, "no_gguf": missing})
         write_atomic(out / CARD, card(rows, missing).encode())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ragdistill.errors import EnvironmentFault
-from ragdistill.llm import Reply, Sampling
+from ragdistill.llm import Engine, Reply, Sampling
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
 from ragdistill.llm.keys import clean, hide
 from ragdistill.llm.weights import adapter_fingerprint, context_of, model_fingerprint
@@ -47,7 +47,9 @@ class VllmChat:
         self._name = server.load(base, adapter) if adapter else server.base_name
         self._format, self._context = ChatFormat(load_tokenizer(base)), context_of(base, MAX_CONTEXT)
         parts = [model_fingerprint(base), adapter_fingerprint(adapter) if adapter else ""]
-        self._fingerprint = digest("vllm", *parts, server.version(), str(self._context), str(VERSION))
+        version = server.version()
+        self._fingerprint = digest("vllm", *parts, version, str(self._context), str(VERSION))
+        self.engine = Engine(name="vLLM", version=version)
         self._key, self._schemas = server.key, True
         self._client = OpenAI(base_url=server.url, api_key=server.key or "none", timeout=_DEADLINE, max_retries=2)
         self._threads = ThreadPoolExecutor(max_batch, "ragdistill-vllm")

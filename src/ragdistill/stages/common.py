@@ -15,11 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from ragdistill import progress, timing
 from ragdistill.errors import MemoryFault, RagdistillError, memory_fault
 from ragdistill.files import storage_error
 from ragdistill.journal import project_root
 from ragdistill.params import Params, load_params
-from ragdistill.records import read_json, write_json
+from ragdistill.timing import Timing
 
 if TYPE_CHECKING:
     from ragdistill.training.sft import SftResult
@@ -38,6 +39,8 @@ TEACH = Path("data/teach")
 SFT = Path("data/sft")
 STUDENTS = Path("models/students")
 EVAL = Path("results/eval")
+ENGINE = "engine.json"
+"""Beside an evaluation's episodes: what played them (a `llm.Engine`)."""
 RESULTS = Path("results")
 TIMING = Path(".cache/timing")
 """Of this workspace, also where `RAGDISTILL_CACHE` shares the rest."""
@@ -52,7 +55,7 @@ PLAYING = ("rollouts", "hints", "lift", "teach", "evaluate")
 
 
 def run_stage(name: str, body: Callable[[Params], str]) -> None:
-    """Load params, time `body`, print its one line of what was done.
+    """Load params, time `body`, show its progress, print its one line of what was done and what that took.
 
     A designed error, a disk that refuses or memory that is short exits 1 with one line and without a traceback; Ctrl-C
     exits 130.
@@ -60,10 +63,12 @@ def run_stage(name: str, body: Callable[[Params], str]) -> None:
     started = time.monotonic()
     quiet_libraries()
     try:
-        done = body(load_params())
+        with progress.display(name) as work:
+            done = body(load_params())
         seconds = round(time.monotonic() - started, 1)
-        write_json(TIMING / f"{name}.json", {"stage": name, "seconds": seconds})
-        print(f"{name}: {done} ({seconds:.0f} s)", flush=True)
+        timing.note(TIMING / f"{name}.json", name, seconds, work.share, work.done)
+        took = f"{seconds:.0f} s, {work.words()}" if work.words() else f"{seconds:.0f} s"
+        print(f"{name}: {done} ({took})", flush=True)
     except Exception as e:
         said = plainly(e, name)
         if said is None:
@@ -99,10 +104,9 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
-def read_timing() -> dict[str, float]:
-    """Stage → wall seconds of its last run in this workspace (a stage restored from DVC's cache has none)."""
-    files = sorted(TIMING.glob("*.json"))
-    return {entry["stage"]: entry["seconds"] for entry in map(read_json, files)}
+def read_timing() -> dict[str, Timing]:
+    """Stage → wall time of its runs in this workspace (a stage restored from DVC's cache has none)."""
+    return timing.collect(TIMING)
 
 
 def link_tree(source: Path, dest: Path) -> None:
@@ -118,8 +122,9 @@ def link_tree(source: Path, dest: Path) -> None:
 def training_line(result: SftResult) -> str:
     """What a training was, in one phrase."""
     return (
-        f"{result.examples} examples ({result.too_long} too long and left out), {result.tokens} tokens an epoch, "
-        f"{result.steps} steps at {result.tokens_per_second:.0f} tokens/s, final loss {result.final_loss:.3f}"
+        f"{result.examples} examples ({result.too_long} too long and left out), "
+        f"{result.tokens * result.lora.epochs:,} tokens trained in {result.steps} steps at "
+        f"{result.tokens_per_second:.0f} tokens/s, final loss {result.final_loss:.3f}"
     )
 
 

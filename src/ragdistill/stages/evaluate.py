@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from ragdistill.contamination import check_disjoint
 from ragdistill.hints.retrieve import How
+from ragdistill.llm import engine_of
 from ragdistill.params import Params
-from ragdistill.records import EvalEpisode, Task, read_jsonl, write_jsonl
+from ragdistill.records import EvalEpisode, Task, read_jsonl, write_json, write_jsonl
 from ragdistill.stages.advising import retrieval
-from ragdistill.stages.common import BASE, EVAL, RAW, STUDENTS, TASKS, item, run_stage
+from ragdistill.stages.common import BASE, ENGINE, EVAL, RAW, STUDENTS, TASKS, item, run_stage
 from ragdistill.stages.playing import open_model, play_each, setting_of, summary
 
 HOW: dict[str, How] = {"rag": "retrieved", "rag_random": "random", "rag_constant": "constant"}
@@ -28,6 +29,7 @@ def body(params: Params, policy: str, seed: int) -> str:
         setting = setting_of(params, policy, "evaluate", model, temperature, *how, student=trained)
         (done,) = play_each(params, [(setting, jobs)], model)
     out = EVAL / f"{policy}-{seed}"
+    write_json(out / ENGINE, engine_of(model))
     write_jsonl(out / "trajectories.jsonl", done)
     write_jsonl(out / "episodes.jsonl", [EvalEpisode.of(t, policy, seed) for t in done])
     return summary(done) + hints.words()

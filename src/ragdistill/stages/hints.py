@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from ragdistill import progress
 from ragdistill.contamination import check_unseen
 from ragdistill.errors import EmptyResultError
 from ragdistill.hints.bank import build_bank
@@ -42,7 +43,9 @@ def ask(params: Params, trajectories: Sequence[Trajectory]) -> tuple[list[Hint],
     model = open_hint_model(params)
     paid = asker(params, model)
     try:
-        done = asyncio.run(extract(trajectories, paid, params.hints, params.seed))
+        with progress.bar("calls") as bar:
+            paid.on_reply = lambda: bar.at(paid.calls, paid.replayed)
+            done = asyncio.run(extract(trajectories, paid, params.hints, params.seed))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{paid.calls} finished calls are kept") from None
     finally:

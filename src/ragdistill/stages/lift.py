@@ -9,7 +9,7 @@ from ragdistill.params import Params
 from ragdistill.records import Hint, Task, Trajectory, digest, read_jsonl, write_jsonl
 from ragdistill.rollout import Retrieve
 from ragdistill.stages.common import BANK, LIFT, ROLLOUTS, TASKS, run_stage
-from ragdistill.stages.playing import open_model, play_each, setting_of, teacher_dir
+from ragdistill.stages.playing import open_model, play_each, setting_of, summary, teacher_dir
 
 
 def alone(hint: Hint) -> Retrieve:
@@ -40,8 +40,9 @@ def body(params: Params) -> str:
     without, *shown = play_each(params, work, model)
     rows = measure(hints, {h.id: t for h, t in zip(hints, shown, strict=True)}, without, params.report)
     write_jsonl(LIFT / "measured.jsonl", rows)
-    write_jsonl(LIFT / "trajectories.jsonl", [t for part in (without, *shown) for t in part])
-    return f"{len(rows)} hints on {len(plain)} tasks, {_clear(rows)}"
+    played = [t for part in (without, *shown) for t in part]
+    write_jsonl(LIFT / "trajectories.jsonl", played)
+    return f"{len(rows)} hints on {len(plain)} tasks, {_clear(rows)}; {summary(played)}"
 
 
 def _clear(rows: list[LiftRow]) -> str:

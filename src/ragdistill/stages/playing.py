@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ragdistill import progress
 from ragdistill.agents import Agent, make_agent
 from ragdistill.agents.examples import Example, FewShot
 from ragdistill.envs import Demo, HasExamples, Turn, make_domain
@@ -227,8 +227,8 @@ async def _play(
     played: list[list[Trajectory]] = []
     try:
         for setting, jobs in work:
-            with show(setting.policy) as display:
-                played.append(await play_all(jobs, setting, model, pool, journal, most, display))
+            with progress.bar("episodes", len(jobs)) as bar:
+                played.append(await play_all(jobs, setting, model, pool, journal, most, partial(show, bar)))
     finally:
         await pool.close()
     return played
@@ -245,34 +245,18 @@ def open_pool(params: Params, at_once: int) -> EnvPool | RayPool:
     return EnvPool(factory, env.workers, slots, env.recycle_after, env.step_timeout)
 
 
-@contextmanager
-def show(label: str) -> Iterator[Callable[[Progress], None]]:
-    """A live line on a terminal; one line every 30 seconds elsewhere."""
-    last = time.monotonic()
-    tty = sys.stderr.isatty() and not os.environ.get("CI")
-
-    def update(p: Progress) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < (0.2 if tty else 30.0) and p.done < p.total:
-            return
-        last = now
-        fresh, seconds = p.done - p.replayed, max(now - p.started, 1e-9)
-        eta = (p.total - p.done) * seconds / fresh if fresh else 0.0
-        line = (
-            f"{label}: {p.done}/{p.total} episodes ({p.replayed} from the journal), "
-            f"success {p.success / max(p.done, 1):.0%}, {p.completion_tokens / seconds:.0f} tokens/s, ETA {eta:.0f} s"
-        )
-        print(f"\r{line:<110}" if tty else line, end="" if tty else "\n", file=sys.stderr, flush=True)
-
-    yield update
-    if tty:
-        print(file=sys.stderr)
+def show(bar: progress.Bar, p: Progress) -> None:
+    """Live figures: what is done, and how it goes."""
+    rate = p.completion_tokens / max(time.monotonic() - p.started, 1e-9)
+    faults = f", {p.infra} lost to infrastructure" if p.infra else ""
+    bar.at(p.done, p.replayed, f"success {p.success / max(p.done, 1):.0%}, {rate:.0f} tokens/s{faults}")
 
 
 def summary(trajectories: Sequence[Trajectory]) -> str:
-    """n, successes, steps and billed tokens in one phrase."""
+    """n, successes, steps and billed tokens in one phrase; replayed episodes count with what they cost when played."""
     n = max(len(trajectories), 1)
     won = sum(t.success for t in trajectories)
     steps = sum(len(t.steps) for t in trajectories) / n
-    return f"{len(trajectories)} episodes, {won} successes ({won / n:.0%}), {steps:.1f} steps each"
+    billed = sum(t.usage.billed for t in trajectories)
+    played = f"{len(trajectories)} episodes, {won} successes ({won / n:.0%}), {steps:.1f} steps each"
+    return f"{played}, {billed:,} tokens billed"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ragdistill.hints.lift import LiftRow
+from ragdistill.llm import Engine
 from ragdistill.params import Params
 from ragdistill.records import EvalEpisode, Hint, Task, Trajectory, read_json, read_jsonl, write_json
 from ragdistill.report.csvs import LossPoint, read_loss, write_csvs
@@ -13,9 +17,11 @@ from ragdistill.report.metrics import compute_metrics
 from ragdistill.report.page import Page, write_page
 from ragdistill.report.paper import compare
 from ragdistill.report.table import policy_table
+from ragdistill.report.words import UNRECORDED, played_by
 from ragdistill.stages.common import (
     BANK,
     BASE,
+    ENGINE,
     EVAL,
     IDENTITY,
     LIFT,
@@ -48,6 +54,15 @@ def adapters(params: Params) -> tuple[dict[str, list[LossPoint]], dict[str, Any]
     return {n: read_loss(c) for n, (c, _) in sources.items()}, {n: read_json(t) for n, (_, t) in sources.items()}
 
 
+def engines(folders: Sequence[Path]) -> dict[str, str]:
+    """Policy and seed → what played it, in words; older evaluations do not say it."""
+
+    def said(path: Path) -> str:
+        return msgspec.convert(read_json(path), Engine).words() if path.is_file() else UNRECORDED
+
+    return {f.name: said(f / ENGINE) for f in folders}
+
+
 def body(params: Params) -> str:
     folders = runs(params)
     episodes = [e for f in folders for e in read_jsonl(f / "episodes.jsonl", EvalEpisode)]
@@ -56,6 +71,8 @@ def body(params: Params) -> str:
         primary=primary(params), params=params.report,
         infeasible={t.id for t in read_jsonl(TASKS / "eval.jsonl", Task) if not t.feasible},
     )  # fmt: skip
+    players = engines(folders)
+    metrics["engine"] = played_by(players)
     losses, trainings = adapters(params)
     timing, spending = read_timing(), collect()
     # rooms are for the page: hundreds of numbers would bury the others in `dvc metrics` and MLflow
@@ -79,9 +96,11 @@ def body(params: Params) -> str:
         trainings=trainings,
         kept=read_json(SFT / "report.json"),
         temperatures={"rollouts": params.rollouts.temperature, "teach": params.teach.temperature},
-        seconds=timing,
+        timings=timing,
+        engines=players,
         paper=compare(metrics, params.model.base),
         bootstrap=params.report.bootstrap,
+        at_once=params.model.concurrency,
         provenance={"environment": read_json(IDENTITY)["environment"], "base model": params.model.base},
         coldstart=params.coldstart.enabled,
     )

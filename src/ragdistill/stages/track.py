@@ -14,7 +14,10 @@ import msgspec
 from ragdistill import registry, traces, tracking
 from ragdistill.params import Params
 from ragdistill.records import Trajectory, digest, read_json, read_jsonl
+from ragdistill.report import headline
 from ragdistill.report.csvs import read_loss
+from ragdistill.report.metrics import order
+from ragdistill.report.words import UNRECORDED
 from ragdistill.stages.common import BANK, EVAL, RESULTS, SFT, STORE, STUDENTS, TASKS, run_stage
 from ragdistill.stages.defaults import settle, student_name
 
@@ -49,19 +52,20 @@ def body(params: Params) -> str:
     hashes = {name: registry.tree_sha256(path) for name, path in inputs.items()}
     settings = dict(flat(msgspec.to_builtins(params)))
     experiment = os.environ.get("DVC_EXP_NAME", "")
+    tags = {"label": params.label, "engine": str(metrics.get("engine", UNRECORDED))}
     store = tracking.store_at(params.track.uri, STORE)
     done = registry.project(store, registry.Projection(
         experiment=params.track.experiment, lineage=lineage(settings, hashes), params=settings,
-        metrics={k: float(v) for k, v in flat(metrics) if isinstance(v, int | float)},
-        curves={f"loss.{s}": [(p.step, p.loss) for p in read_loss(STUDENTS / s / "loss.csv")] for s in students},
+        name=headline.run_name(metrics), note=headline.note(metrics, "{run}/artifacts/report.html"),
+        metrics=headline.shown(metrics),
+        curves={f"loss/{s}": [(p.step, p.loss) for p in read_loss(STUDENTS / s / "loss.csv")] for s in students},
         datasets=[(name, str(path), hashes[name]) for name, path in inputs.items()],
         artifacts=[RESULTS / n for n in ("metrics.json", "timing.json", "report.html", "plots")],
-        adapter=adapter, registered_model=name,
-        tags={"label": params.label} | ({"DVC_EXP_NAME": experiment} if experiment else {}),
+        adapter=adapter, registered_model=name, tags=tags | ({"DVC_EXP_NAME": experiment} if experiment else {}),
     ))  # fmt: skip
     runs = {v: f"{v}-{params.sft.seeds[0]}" for v in params.sft.variants}
     runs |= {p: f"{p}-0" for p in params.evaluate.policies}
-    played = {name: read_jsonl(EVAL / run / "trajectories.jsonl", Trajectory) for name, run in runs.items()}
+    played = {name: read_jsonl(EVAL / runs[name] / "trajectories.jsonl", Trajectory) for name in order(runs)}
     shown = traces.sample(played)
     traces.log_traces(store, done.run_id, shown)
     version = f"{name} version {done.version}" if done.version else "no adapter"

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import torch
 
+from ragdistill import progress
 from ragdistill.llm.weights import BASE_IDENTITY, model_fingerprint
 from ragdistill.params import LoraParams, RecipeParams, TrainingParams
 from ragdistill.records import SftExample, digest
@@ -48,35 +48,37 @@ def train_once(  # noqa: PLR0913 - what is trained, on what, where to, and how
     chats = [[(m.role, m.content) for m in e.messages] for e in examples]
     key = digest("adapter", TRAINER_VERSION, model_fingerprint(base_dir), chats, lora, seed, *recipe_key(recipe))
     kept = cache / "adapters" / key
-    if not (kept / BASE_IDENTITY).is_file():  # written last
-        label, checkpoints, count = out_dir.name, cache / "checkpoints", processes(training, recipe.quantize)
-        if note := unheeded(training, count):
-            print(f"{label}: {note}", file=sys.stderr, flush=True)
-        if count == 1:
-            train_lora(
-                examples, base_dir, kept, lora, seed, checkpoints, every, say(label), recipe=recipe, training=training
-            )
-        else:
-            job = Job(
-                examples=list(examples), base=str(base_dir), out=str(kept), lora=lora, seed=seed, label=label,
-                checkpoints=str(checkpoints), every=every, recipe=recipe, training=training,
-            )  # fmt: skip
-            train_together(job, count, torch.cuda.is_available())
-    shutil.rmtree(out_dir, ignore_errors=True)
-    shutil.copytree(kept, out_dir)
-    return msgspec.json.decode((out_dir / "training.json").read_bytes(), type=SftResult)
+    with progress.bar("optimiser steps") as steps:
+        known = (kept / BASE_IDENTITY).is_file()  # written last
+        if not known:
+            label, checkpoints, count = out_dir.name, cache / "checkpoints", processes(training, recipe.quantize)
+            if note := unheeded(training, count):
+                print(f"{label}: {note}", file=sys.stderr, flush=True)
+            if count == 1:
+                train_lora(
+                    examples, base_dir, kept, lora, seed, checkpoints, every, say(steps), recipe=recipe,
+                    training=training,
+                )  # fmt: skip
+            else:
+                job = Job(
+                    examples=list(examples), base=str(base_dir), out=str(kept), lora=lora, seed=seed, label=label,
+                    checkpoints=str(checkpoints), every=every, recipe=recipe, training=training,
+                )  # fmt: skip
+                steps.hidden = True  # the processes show their own
+                train_together(job, count, torch.cuda.is_available())
+        shutil.rmtree(out_dir, ignore_errors=True)
+        shutil.copytree(kept, out_dir)
+        result = msgspec.json.decode((out_dir / "training.json").read_bytes(), type=SftResult)
+        steps.at(result.steps, result.steps if known else steps.replayed)
+    return result
 
 
-def say(label: str) -> Callable[[int, int, float, float], None]:
-    """Progress of a training: a line every `EVERY` seconds."""
-    last = 0.0
+def say(bar: progress.Bar) -> Callable[[int, int, float, float], None]:
+    """Progress of a training; the steps before the first that is reported were done by an earlier run."""
 
     def report(step: int, total: int, loss: float, tokens_per_second: float) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= EVERY or step == total:
-            last = now
-            line = f"{label}: step {step}/{total}, loss {loss:.3f}, {tokens_per_second:.0f} tokens/s"
-            print(line, file=sys.stderr, flush=True)
+        if bar.total is None:
+            bar.total, bar.replayed = total, step - 1
+        bar.at(step, bar.replayed, f"loss {loss:.3f}, {tokens_per_second:.0f} tokens/s")
 
     return report

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -47,16 +48,19 @@ def work(path: Path) -> int:
     cpu_env.apply()
     import torch
 
+    from ragdistill import progress
     from ragdistill.training.once import say
     from ragdistill.training.sft import train_lora
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    first = os.environ.get("RANK", "0") == "0"
     try:
-        train_lora(
-            job.examples, Path(job.base), Path(job.out), job.lora, job.seed, Path(job.checkpoints), job.every,
-            say(job.label), recipe=job.recipe, training=job.training,
-        )  # fmt: skip
+        with progress.display(job.label) if first else nullcontext(), progress.bar("optimiser steps") as steps:
+            train_lora(
+                job.examples, Path(job.base), Path(job.out), job.lora, job.seed, Path(job.checkpoints), job.every,
+                say(steps), recipe=job.recipe, training=job.training,
+            )  # fmt: skip
     except Exception as e:
         said = _designed(e)
         if said is None:

@@ -21,6 +21,7 @@ from ragdistill.envs.paraphrase import generic_hint, rule_hint, warning_hint
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.journal import cache_dir
 from ragdistill.params import ColdstartParams
+from ragdistill.progress import track
 from ragdistill.records import Task, seed_of
 
 MAX_TURNS = 50
@@ -71,7 +72,8 @@ class AlfworldDomain:
         order = search_order(games)
         env = AlfworldEnv(out, cache_dir("env"))
         rng = random.Random(seed_of("demonstrations", seed))
-        demos = [demonstrate(t, g, env, order, params, rng) for t, g in zip(tasks, games, strict=True)]
+        pairs = track(zip(tasks, games, strict=True), "demonstrations", len(tasks))
+        demos = [demonstrate(t, g, env, order, params, rng) for t, g in pairs]
         unfinished = [d for d in demos if not d.won]
         if len(unfinished) > 1 + MAX_UNFINISHED * len(demos):
             raise DataError(

@@ -20,6 +20,7 @@ from ragdistill.envs.alfworld.generator import Target, available_targets, genera
 from ragdistill.envs.alfworld.goals import check_plan, group_of, split_plans
 from ragdistill.envs.alfworld.rooms import load_room
 from ragdistill.errors import ConfigError, DataError
+from ragdistill.progress import track
 from ragdistill.records import Task, seed_of
 
 
@@ -72,13 +73,13 @@ def generate_split(
 
     Raises `ContaminationError` for foreign rooms and `DataError` when two games are the same.
     """
-    specs = plan_split(split, counts, seed, plans)
+    specs, unit = plan_split(split, counts, seed, plans), f"{split} games"
     jobs = [(spec, out_dir, cache) for spec in specs]
     if processes <= 1:
-        tasks = [_make(job) for job in jobs]
+        tasks = [_make(job) for job in track(jobs, unit, len(jobs))]
     else:
         with multiprocessing.get_context("spawn").Pool(processes) as pool:
-            tasks = pool.map(_make, jobs, chunksize=4)
+            tasks = list(track(pool.imap(_make, jobs, chunksize=4), unit, len(jobs)))
     if len({t.sha256 for t in tasks}) < len(tasks):
         raise DataError(f"Two games of the {split} split are the same; use another seed.")
     return tasks

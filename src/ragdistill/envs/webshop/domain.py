@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from ragdistill.envs import Defaults, Demo, Env, Turn
@@ -22,6 +23,7 @@ from ragdistill.envs.webshop.splits import draw, family_of, split_of
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.journal import cache_dir
 from ragdistill.params import ColdstartParams, WebshopParams
+from ragdistill.progress import track
 from ragdistill.records import Task, digest, seed_of, write_json
 
 OWN_SPLITS = ("train", "dev", "test")
@@ -94,7 +96,8 @@ class WebshopDomain:
         plain = round(params.demos * params.plain)
         told_share = params.hinted / max(1.0 - params.plain, 1e-9)
         demos: list[Demo] = []
-        for number, product in zip(range(params.demos), _again_and_again(products, rng, params.demos), strict=False):
+        drawn = islice(_again_and_again(products, rng, params.demos), params.demos)
+        for number, product in enumerate(track(drawn, "demonstrations", params.demos)):
             untold: Mood = "ignores" if rng.random() < IGNORES else "explores"
             mood: Mood = "plain" if number < plain else "told" if rng.random() < told_share else untold
             demos.append(self._demonstrate(catalogue, product, mood, number, params, rng, products))
