@@ -51,6 +51,8 @@ class ThreadedEngine:
 
     label: str
     """As it stands in messages."""
+    kind: str
+    """Engine, precision and device, in words: the same for all policies that are compared."""
 
     def __init__(self, form: ChatFormat, context: int, fingerprint: str) -> None:
         self._format, self._context, self._fingerprint = form, context, fingerprint

@@ -77,12 +77,14 @@ class OpenVinoEngine(ThreadedEngine):
         self._path = export_gguf(model_dir, adapter, cache, quantisation)
         config = read_json(model_dir / "config.json")
         context = context_of(model_dir, max_context)
-        self._precision = _PRECISIONS[best_dtype()]
+        dtype = best_dtype()
+        self._precision = _PRECISIONS[dtype]
         self._max_batch = max_batch
         self._cache_gb = _cache_gb(config, max_batch * context, 4 if self._precision == "f32" else 2)
         kind = [self._precision, str(context), str(ENGINE_VERSION), openvino.__version__, genai.__version__]
         fingerprint = digest("openvino", gguf_fingerprint(model_dir, adapter, quantisation), *kind)
         super().__init__(ChatFormat(load_tokenizer(model_dir)), context, fingerprint)
+        self.kind = f"OpenVINO, {dtype}, cpu"
         self._pipeline: Any = self._load()
         self._kept: OrderedDict[str, list[int]] = OrderedDict()
         self._running: list[Call] = []
