@@ -9,6 +9,7 @@ from ragdistill.contamination import check_disjoint
 from ragdistill.hints.retrieve import How
 from ragdistill.params import Params
 from ragdistill.records import EvalEpisode, Task, read_jsonl, write_jsonl
+from ragdistill.stages import engines
 from ragdistill.stages.advising import retrieval
 from ragdistill.stages.common import BASE, EVAL, RAW, STUDENTS, TASKS, item, run_stage
 from ragdistill.stages.playing import open_model, play_each, setting_of, summary
@@ -30,6 +31,7 @@ def body(params: Params, policy: str, seed: int) -> str:
     out = EVAL / f"{policy}-{seed}"
     write_jsonl(out / "trajectories.jsonl", done)
     write_jsonl(out / "episodes.jsonl", [EvalEpisode.of(t, policy, seed) for t in done])
+    engines.note(out, model)
     return summary(done) + hints.words()
 
 

@@ -27,6 +27,7 @@ from ragdistill.stages.common import (
     read_timing,
     run_stage,
 )  # fmt: skip
+from ragdistill.stages.engines import check_same
 from ragdistill.stages.spending import collect
 
 
@@ -48,6 +49,7 @@ def adapters(params: Params) -> tuple[dict[str, list[LossPoint]], dict[str, Any]
 
 def body(params: Params) -> str:
     folders = runs(params)
+    check_same(folders)
     episodes = [e for f in folders for e in read_jsonl(f / "episodes.jsonl", EvalEpisode)]
     metrics = compute_metrics(
         episodes, env=params.env.name, agent=params.agent.name, split=params.tasks.eval_split, label=params.label,
