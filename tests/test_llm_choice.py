@@ -22,11 +22,11 @@ import torch  # isort: skip  (after the toys, which prepare the process)
 from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config  # isort: skip
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 320, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 8,
 }  # fmt: skip
-SCALED = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+SCALED: Any = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_the_first_stage_names_the_engine_and_refuses_before_anything_is_trained
     monkeypatch.setenv("RAGDISTILL_CACHE", str(tmp_path / "cache"))
     assert "base played by OpenVINO on the CPU" in base_stage.body(changed(base=str(toy)))
     scaled = toy_model(tmp_path / "scaled")
-    LlamaConfig.from_pretrained(scaled, rope_parameters=SCALED).save_pretrained(scaled)
+    LlamaConfig.from_pretrained(scaled, rope_parameters=SCALED).save_pretrained(str(scaled))
     said = base_stage.body(changed(base=str(toy), teacher=str(scaled)))
     assert "base played by OpenVINO" in said and "teacher played by torch (batched) on the CPU" in said
     with pytest.raises(ConfigError, match="is openvino, but"):

@@ -22,7 +22,7 @@ from ragdistill.llm.chat_format import ChatFormat
 from ragdistill.llm.gguf_export import export_gguf, gguf_fingerprint
 from ragdistill.llm.local import best_dtype
 from ragdistill.llm.openvino import OpenVinoEngine
-from ragdistill.records import Message, Usage
+from ragdistill.records import Message, Usage, read_json
 from tests.llm_toys import toy_model, toy_tokenizer
 
 import torch  # isort: skip  (after the engine, which prepares the process)
@@ -188,10 +188,10 @@ def test_keys_and_values_are_kept_in_the_precision_of_the_engine(
     monkeypatch.setattr(room, "best_dtype", lambda: precision)
     made = OpenVinoEngine(model_dir, None, 4, tmp_path)
     (reply,) = replies(made, [chat("You see a mug. " * 40)])
-    metrics, config = made._pipeline.get_metrics(), LlamaConfig.from_pretrained(model_dir)
+    metrics, config = made._pipeline.get_metrics(), read_json(model_dir / "config.json")
     made.close()
     assert made.kind == f"OpenVINO, {precision}, cpu"
-    block = 32 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * width
+    block = 32 * 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"] * width
     used = metrics.max_cache_usage / 100 * metrics.cache_size_in_bytes / block
     assert used == pytest.approx(-(-(reply.usage.billed - 1) // 32), abs=1.01), "of blocks of 32 tokens"
 
