@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ragdistill.envs.pool import EnvPool, LeasedEnv
 from ragdistill.errors import ConfigError
 from ragdistill.llm import ChatModel, Reply, Sampling, cpu_env
@@ -221,11 +223,27 @@ def start_workers(pool: EnvPool, workers: int, task: Task) -> list[asyncio.Task[
 
 
 class Memory:
-    """Resident memory in MiB of this process and of the pool's workers, sampled twice a second (shared pages twice)."""
+    """Resident memory in MiB of this process and of its children, sampled twice a second (shared pages twice).
+
+    The children are the pool's workers, those that only finish their episodes before they are replaced among them.
+    """
 
     def __init__(self, pool: EnvPool) -> None:
         self._pool, self._stop = pool, threading.Event()
         self.first = self.last = self.peak = (rss([os.getpid()]), 0.0)
+        self._children: list[float] = []
+        self._seen: set[int] = set()
+
+    @property
+    def replaced(self) -> int:
+        """Workers that are not there any more."""
+        return len(self._seen - set(self._pool.pids))
+
+    @property
+    def quarters(self) -> tuple[float, ...]:
+        """The children's peak in each quarter of the time."""
+        sizes = self._children
+        return tuple(max(sizes[i * len(sizes) // 4 : (i + 1) * len(sizes) // 4] or sizes[-1:]) for i in range(4))
 
     def __enter__(self) -> Memory:
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -244,7 +262,9 @@ class Memory:
             self._sample()
 
     def _sample(self) -> None:
-        self.last = rss([os.getpid()]), rss(self._pool.pids)
+        self._seen |= set(self._pool.pids)
+        self._children.append(rss([p.pid for p in psutil.Process().children(recursive=True)]))
+        self.last = rss([os.getpid()]), self._children[-1]
         self.peak = max(self.peak, self.last, key=sum)
 
 

@@ -1,18 +1,23 @@
 """Whole episodes per minute: the same games, weights and cores, played by plain transformers and by this project.
 
-    python benchmarks/rollout_speed.py --model models/base [--episodes 12] [--modes abcd]
-    python benchmarks/rollout_speed.py --model models/base --growth 50,200,800
-    python benchmarks/rollout_speed.py --scripted --growth 50,200,800     # the environment alone
+    python benchmarks/rollout_speed.py --model models/base [--episodes 42] [--modes acd]
+    python benchmarks/rollout_speed.py --model models/base --growth [50,100,200]
+    python benchmarks/rollout_speed.py --scripted --growth [50,200,800]     # the environment alone
 
-Run it from the project's root, on a machine that does nothing else. All modes play greedily on real ALFWorld games
-that were translated before; loading is not timed. Modes:
+Run it from the project's root, on a machine that does nothing else: each takes about a quarter of an hour on two cores
+with the embedded model. All modes play greedily on real ALFWorld games that were translated before; loading is not
+timed. Modes:
   a  plain float32 `generate` of the whole history each turn, one episode at a time, no KV cache kept between turns
   b  plain float32 `generate` of all running episodes as one left-padded batch, the whole histories each turn
   c  this project as `model.engine: auto` has it
   d  this project's torch engine in float32: the precision of a
   e  this project's OpenVINO engine in float32 arithmetic (its weights are rounded to 16 bits first)
   f  as b, in the precision that c computes in
-Each is measured in a process of its own. Then: how often c plays the action that a played, on a's histories.
+Each is measured in a process of its own. Beside d, a does not play: an episode takes it minutes, so few would fit, and
+their number would say nothing. It answers turns drawn at random from all that d played, whose float32 play is its own
+token by token (its actions are compared), which tells its speed. Then, on all that d played: how often c's next action
+is d's, and the paired difference of their successes. --growth has every worker replaced several times in its longest
+run, so that memory that grows beyond that would be seen.
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import random
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,8 +37,9 @@ from pathlib import Path
 from unittest import mock
 
 import msgspec
-import numpy as np
-from plain_models import BatchedModel, Clock, Memory, PlainModel, TimedModel, TimedPool, start_workers, walk
+import rollout_tables
+from plain_models import BatchedModel, Clock, Memory, PlainModel, TimedModel, TimedPool, rss, start_workers, walk
+from rollout_tables import Measured
 
 from ragdistill.agents import make_agent
 from ragdistill.envs import make_domain
@@ -46,18 +54,9 @@ from ragdistill.rollout import Setting, fit, play_all
 from ragdistill.stages.common import quiet_libraries
 from ragdistill.stages.defaults import settle
 from ragdistill.stages.playing import open_model
-from ragdistill.stats import ratio_interval, wilson
 
-MODES = {
-    "a": "transformers float32, one by one",
-    "b": "transformers float32, batched",
-    "c": "ours, engine auto",
-    "d": "ours, torch float32",
-    "e": "ours, OpenVINO float32",
-    "f": "transformers, batched, best precision",
-    "s": "scripted",
-}
-DRAWS = 4000  # bootstrap resamples of the agreement's interval
+REPLACED = 3
+"""Times that --growth has each worker replaced in its longest run."""
 
 
 @dataclass(frozen=True)
@@ -71,24 +70,12 @@ class Job:
     """More than tasks: the tasks are played again."""
     max_steps: int
     concurrency: int
+    recycle: int
+    """Resets before an environment worker is replaced."""
     histories: tuple[Trajectory, ...] = ()
-    """Played by a; the mode's next action on each of their histories is compared."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a measurement found."""
-
-    played: tuple[Trajectory, ...]
-    seconds: float
-    shares: dict[str, float]
-    """Wall time: some reply being made, else some environment at work, else neither."""
-    env_cpu: float
-    """CPU seconds of the environment workers; they overlap with the engine."""
-    memory: tuple[tuple[float, float], ...]
-    """MiB of (process, workers): at the start, at the end, at the peak of the sum."""
-    agreement: tuple[tuple[int, int], ...]
-    """(equal actions, actions) of each history."""
+    """Played in float32; the mode's next action on each of their histories is compared."""
+    turns: int = 0
+    """If not 0, nothing is played: so many turns of the histories are answered alone, each from nothing."""
 
 
 def measure(job: Job) -> Measured:
@@ -100,9 +87,12 @@ def measure(job: Job) -> Measured:
 
 async def _measure(job: Job, params: Params) -> Measured:
     setting, model = _setting(job, params), open_engine(job, params)
+    if job.turns:
+        await model.chat(_HELLO, Sampling(max_tokens=8))
+        return await alone(model, setting, job)
     concurrency = 1 if job.mode == "a" else job.concurrency
     workers, factory = params.env.workers, make_domain(params.env).env_factory(cache_dir("env"), False)
-    pool = EnvPool(factory, workers, -(-job.concurrency // workers), params.env.recycle_after, params.env.step_timeout)
+    pool = EnvPool(factory, workers, -(-job.concurrency // workers), job.recycle, params.env.step_timeout)
     jobs = [(job.tasks[i % len(job.tasks)], i // len(job.tasks)) for i in range(job.episodes)]
     try:
         await asyncio.gather(*start_workers(pool, workers, job.tasks[0]))
@@ -114,7 +104,7 @@ async def _measure(job: Job, params: Params) -> Measured:
             timed = TimedModel(model, clock), TimedPool(pool, clock)
             played = await play_all(jobs, setting, *timed, journal, concurrency)
             clock.advance()
-            seconds = time.perf_counter() - started
+            seconds, replaced = time.perf_counter() - started, memory.replaced
         cpu = pool.busy_seconds - cpu
     finally:
         await pool.close()
@@ -124,7 +114,7 @@ async def _measure(job: Job, params: Params) -> Measured:
     agreement = await asyncio.gather(*(agree(model, setting, t) for t in job.histories))
     shares = {what: spent / seconds for what, spent in clock.seconds.items()}
     sizes = memory.first, memory.last, memory.peak
-    return Measured(tuple(played), seconds, shares, cpu, sizes, tuple(agreement))
+    return Measured(tuple(played), seconds, shares, cpu, sizes, tuple(agreement), replaced, memory.quarters)
 
 
 _HELLO = (Message(role="system", content="Be brief."), Message(role="user", content="Say hello."))
@@ -166,16 +156,38 @@ def open_engine(job: Job, params: Params) -> ChatModel:
 
 async def agree(model: ChatModel, setting: Setting, t: Trajectory) -> tuple[int, int]:
     """On how many of the histories of `t` that led to an action the model plays the same one, and of how many."""
-    agent, limits, equal = setting.agent, setting.limits, 0
-    acted = [(i, step) for i, step in enumerate(t.steps) if step.action]
-    for i, step in acted:
-        budget = limits.context_tokens - limits.reply_tokens
-        chat = fit(agent.render(t.first_observation, t.hints, t.steps[:i]), budget, model.count_tokens)
-        if chat is not None:
-            reply = await model.chat(chat, Sampling(max_tokens=limits.reply_tokens), t.id)
-            equal += agent.parse(reply.text).action == step.action
+    acted = [i for i, step in enumerate(t.steps) if step.action]
+    equal = 0
+    for i in acted:
+        equal += await again(model, setting, t, i, t.id)
     await model.forget(t.id)
     return equal, len(acted)
+
+
+async def again(model: ChatModel, setting: Setting, t: Trajectory, i: int, conversation: str) -> bool:
+    """Whether the model, on the history before turn `i` of `t`, plays the action that was played."""
+    agent, limits = setting.agent, setting.limits
+    budget = limits.context_tokens - limits.reply_tokens
+    chat = fit(agent.render(t.first_observation, t.hints, t.steps[:i]), budget, model.count_tokens)
+    if chat is None:
+        return False
+    reply = await model.chat(chat, Sampling(max_tokens=limits.reply_tokens), conversation)
+    return agent.parse(reply.text).action == t.steps[i].action
+
+
+async def alone(model: ChatModel, setting: Setting, job: Job) -> Measured:
+    """Answer turns drawn evenly from all of the histories, one by one; what all would take is estimated from them."""
+    every = [(t, i) for t in job.histories for i in range(len(t.steps))]
+    chosen, seconds, equal = random.Random(0).sample(every, min(job.turns, len(every))), [], []
+    for t, i in chosen:
+        started = time.perf_counter()
+        equal.append(await again(model, setting, t, i, ""))
+        seconds.append(time.perf_counter() - started)
+    size = rss([os.getpid()]), 0.0
+    return Measured(
+        job.histories, sum(seconds) / len(seconds) * len(every), {"engine": 1.0, "environment": 0.0, "elsewhere": 0.0},
+        0.0, (size, size, size), tuple((int(e), 1) for e in equal), alone=tuple(seconds),
+    )  # fmt: skip
 
 
 def games(args: argparse.Namespace, count: int, out: Path) -> tuple[Task, ...]:
@@ -195,61 +207,18 @@ def games(args: argparse.Namespace, count: int, out: Path) -> tuple[Task, ...]:
     return tuple(tasks)
 
 
-def compare(jobs: Sequence[Job], alone: ProcessPoolExecutor) -> None:
-    """Measure and print the modes, then the agreement of actions."""
-    _print("engine", "episodes", "episodes/min", "steps/min", "generated tokens/s", "× a, episodes", "× a, steps",
-           "success [95 %]", "engine", "environment", "elsewhere", "environment CPU", "peak memory, MiB")  # fmt: skip
-    _print(*["---"] * 13)
-    first = compared = None
-    for job in jobs:
-        if first and job.mode == "c":
-            job = replace(job, histories=first.played)  # noqa: PLW2901 - the same job, with a's play
-        m = alone.submit(measure, job).result()
-        first = m if job.mode == "a" else first
-        compared = m if job.histories else compared
-        _print(MODES[job.mode], *_row(m, first))
-    if compared:
-        equal, total = (np.array(column, float)[:, None] for column in zip(*compared.agreement, strict=True))
-        share = ratio_interval(equal, total, DRAWS, 0.95)
-        found = f"{100 * share.value:.1f} % [{100 * share.lo:.1f}, {100 * share.hi:.1f}]" if share else "none"
-        print(f"\nOn a's histories, c's next action equals a's in {found} of {total.sum():.0f} turns with an action "
-              f"({len(total)} episodes, bootstrap over episodes).")  # fmt: skip
-
-
-def _row(m: Measured, first: Measured | None) -> list[str]:
-    n, won, minutes = len(m.played), sum(t.success for t in m.played), m.seconds / 60
-    steps, tokens = sum(len(t.steps) for t in m.played), sum(t.usage.completion_tokens for t in m.played)
-    ratios = ["–", "–"]
-    if first:
-        before = first.seconds / 60
-        ratios = [f"{n / minutes / (len(first.played) / before):.1f}"]
-        ratios += [f"{steps / minutes / (sum(len(t.steps) for t in first.played) / before):.1f}"]
-    success = wilson(won, n)
-    shares = [f"{100 * m.shares[what]:.0f} %" for what in ("engine", "environment", "elsewhere")]
-    return [
-        str(n), f"{n / minutes:.1f}", f"{steps / minutes:.0f}", f"{tokens / m.seconds:.0f}", *ratios,
-        f"{won}/{n} [{100 * success.lo:.0f}–{100 * success.hi:.0f}]", *shares,
-        f"{100 * m.env_cpu / m.seconds:.0f} %", f"{sum(m.memory[2]):.0f}",
-    ]  # fmt: skip
-
-
-def grow(jobs: Sequence[Job], alone: ProcessPoolExecutor) -> None:
-    """Measure and print how time and memory go with the number of episodes."""
-    _print("episodes", "seconds", "seconds/episode", "steps/episode", "seconds/step", "environment CPU s/episode",
-           "process MiB, start → end", "workers MiB, start → end", "peak of both, MiB")  # fmt: skip
-    _print(*["---"] * 9)
-    for job in jobs:
-        m = alone.submit(measure, job).result()
-        n, steps, (start, end, peak) = len(m.played), sum(len(t.steps) for t in m.played), m.memory
-        _print(
-            str(n), f"{m.seconds:.1f}", f"{m.seconds / n:.2f}", f"{steps / n:.1f}", f"{m.seconds / steps:.3f}",
-            f"{m.env_cpu / n:.2f}", f"{start[0]:.0f} → {end[0]:.0f}", f"{start[1]:.0f} → {end[1]:.0f}",
-            f"{sum(peak):.0f}",
-        )  # fmt: skip
-
-
-def _print(*cells: str) -> None:
-    print("| " + " | ".join(cells) + " |", flush=True)
+def compared(jobs: Sequence[Job], one: ProcessPoolExecutor, turns: int) -> dict[str, Measured]:
+    """Measure the modes, float32 first: what it played is what the others are compared on."""
+    found: dict[str, Measured] = {}
+    for job in sorted(jobs, key=lambda job: "dabcef".index(job.mode)):
+        exact = found.get("d") or found.get("a")
+        if exact and job.mode == "a" and turns:
+            job = replace(job, histories=exact.played, turns=turns)  # noqa: PLW2901 - the same, on d's play
+        elif exact and job.mode == "c":
+            job = replace(job, histories=exact.played)  # noqa: PLW2901 - the same, on float32's play
+        found[job.mode] = one.submit(measure, job).result()
+        print(f"{job.mode} measured", file=sys.stderr, flush=True)
+    return found
 
 
 def _numbers(text: str) -> list[int]:
@@ -261,18 +230,27 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a model directory")
     parser.add_argument("--tasks", type=Path, help="a tasks jsonl; without it development games are made")
-    parser.add_argument("--episodes", type=int, default=12, help="each on a game of its own")
+    parser.add_argument("--episodes", type=int, default=42, help="each on a game of its own")
+    parser.add_argument("--turns", type=int, default=60, help="of d's that a answers; 0 = a plays all episodes")
     parser.add_argument("--max-steps", type=int, default=50)
     parser.add_argument("--concurrency", type=int, default=32, help="episodes at once, in all modes but a")
-    parser.add_argument("--modes", default="abcd")
-    parser.add_argument("--growth", type=_numbers, metavar="N,N", help="play so many episodes with c instead")
+    parser.add_argument("--modes", default="acd")
+    parser.add_argument(
+        "--growth", type=_numbers, nargs="?", const=[], metavar="N,N", help="play so many with c instead"
+    )
     parser.add_argument("--games", type=int, default=24, help="of --growth; further episodes play them again")
+    parser.add_argument("--recycle", type=int, help="resets before a worker is replaced")
     parser.add_argument("--scripted", action="store_true", help="of --growth: no model, the environment alone")
     args = parser.parse_args()
     if set(args.modes) - set("abcdef"):
         parser.error("--modes are letters of abcdef")
-    if (args.model is None) != args.scripted or (args.scripted and not args.growth):
-        parser.error("give --model DIR, or --growth N,N with --scripted")
+    if (args.model is None) != args.scripted or (args.scripted and args.growth is None):
+        parser.error("give --model DIR, or --growth with --scripted")
+    env = load_params().env
+    if args.growth is not None:
+        args.growth = args.growth or ([50, 200, 800] if args.scripted else [50, 100, 200])
+        args.recycle = args.recycle or max(1, max(args.growth) // (REPLACED * env.workers))
+    args.recycle = args.recycle or env.recycle_after
     return args
 
 
@@ -286,15 +264,17 @@ def main() -> None:
     cache.mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=cache, prefix="benchmark.") as folder,
-        ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as alone,
+        ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as one,
     ):
-        out, shape = Path(folder), (args.max_steps, args.concurrency)
+        out, shape = Path(folder), (args.max_steps, args.concurrency, args.recycle)
         if args.growth:
             tasks, mode = games(args, min(args.games, max(args.growth)), out), "s" if args.scripted else "c"
-            grow([Job(mode, args.model, tasks, n, *shape) for n in args.growth], alone)
+            jobs = [Job(mode, args.model, tasks, n, *shape) for n in args.growth]
+            rollout_tables.growth([one.submit(measure, job).result() for job in jobs], args.recycle)
         else:
             tasks = games(args, args.episodes, out)
-            compare([Job(m, args.model, tasks, args.episodes, *shape) for m in sorted(args.modes)], alone)
+            jobs = [Job(m, args.model, tasks, args.episodes, *shape) for m in sorted(set(args.modes))]
+            rollout_tables.compare(compared(jobs, one, args.turns))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 
 from ragdistill.llm import ChatModel, Sampling, cpu_env
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
+from ragdistill.llm.choice import has_openvino
 from ragdistill.records import Message, SftExample, read_jsonl
 from ragdistill.serving import parity, vllm
 from ragdistill.serving.vllm_chat import MAX_CONTEXT, VllmChat
@@ -29,7 +30,6 @@ cpu_env.apply()
 import torch  # noqa: E402
 
 from ragdistill.llm.weights import context_of, load_merged, save_merged  # noqa: E402
-from ragdistill.stages.playing import has_openvino  # noqa: E402
 
 Turn = Sequence[Message]
 

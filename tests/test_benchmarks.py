@@ -1,4 +1,4 @@
-"""The rollout benchmark compares like with like: its baselines say what transformers says, and its shares add up."""
+"""The benchmarks compare like with like: their baselines do what transformers and TRL do, and their shares add up."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_agreement_counts_the_turns_that_led_to_an_action(plain: ModuleType) -> 
 
 
 def benchmark(where: Path, *options: str) -> list[list[str]]:
-    """Cells of the table that it prints."""
+    """Cells of the table that it prints, and at the end its other lines."""
     (where / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     env = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "RAGDISTILL_"))}
     done = subprocess.run(
@@ -147,15 +147,20 @@ def benchmark(where: Path, *options: str) -> list[list[str]]:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert not list(where.glob(".cache/benchmark.*")), "the games are gone again"
-    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in row] for row in rows[2:]] + [done.stdout.splitlines()[-1:]]
+    table, said = [], []
+    for line in done.stdout.splitlines():
+        (table if line.startswith("| ") else said).append(line)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    return [*rows[2:], ["\n".join(said)]]
 
 
 @pytest.mark.slow
 def test_growth_is_measured_on_real_games(tmp_path: Path) -> None:
-    *rows, _ = benchmark(tmp_path, "--scripted", "--growth", "1,3", "--games", "2", "--max-steps", "4")
-    assert [(int(row[0]), float(row[3])) for row in rows] == [(1, 4.0), (3, 4.0)]
+    *rows, _ = benchmark(tmp_path, "--scripted", "--growth", "1,6", "--games", "2", "--max-steps", "4")
+    assert [(int(row[0]), float(row[3])) for row in rows] == [(1, 4.0), (6, 4.0)]
     assert all(float(cell) > 0 for row in rows for cell in row[1:6])
+    assert int(rows[1][6]) >= 2, "the workers' replacement is part of what is measured"
+    assert all(float(cell) > 0 for row in rows for cell in row[8].split(", "))
 
 
 @pytest.mark.slow
@@ -167,13 +172,80 @@ def test_every_engine_plays_the_same_games_and_the_float32_ones_alike(tmp_path: 
         config.replace('"max_position_embeddings": 1024', '"max_position_embeddings": 4096')
     )
     *rows, (last,) = benchmark(
-        tmp_path, "--model", str(longer), "--modes", "abcdef", "--episodes", "2", "--max-steps", "2"
+        tmp_path, "--model", str(longer), "--modes", "abcdef", "--episodes", "2", "--max-steps", "2", "--turns", "3"
     )
-    assert len({row[0] for row in rows}) == 6 and {row[1] for row in rows} == {"2"}
+    assert len({row[0] for row in rows}) == 6
+    assert [row[1] for row in rows] == ["3 turns", *["2"] * 5]
     assert rows[0][5:7] == ["1.0", "1.0"], "a against itself"
     shares = [sum(int(cell.split()[0]) for cell in row[8:11]) for row in rows]
     assert all(99 <= share <= 101 for share in shares), shares
+    assert "a answered 3 of d's 4 turns" in last and "its action was d's in 3 of 3" in last
     assert "in none of 0 turns with an action (2 episodes" in last, "random weights say no action"
+    assert "on the same 2 games: +0.0 points" in last
+
+
+def test_a_slow_engine_s_speed_is_that_of_turns_drawn_from_all_episodes(plain: ModuleType) -> None:
+    speed, tables = importlib.import_module("rollout_speed"), importlib.import_module("rollout_tables")
+    steps = tuple(Step(reply="Action: look", thought="", action="look", observation="You see a mug.") for _ in range(5))
+    played = Trajectory(
+        id="t", task_id="t", policy="d", agent="react", attempt=0, seed=0, goal="g", bucket="b", group="r", kind="k",
+        first_observation="A room.", steps=steps, stop=StopReason.SUCCESS,
+    )  # fmt: skip
+    asked: list[int] = []
+
+    def answer(messages: Sequence[Message], _: Sampling) -> str:
+        asked.append(len(messages))
+        return "Action: look" if len(asked) % 2 else "Action: jump"
+
+    limits = AgentParams(
+        name="react", context_tokens=500, max_reply_tokens=20, loop_limit=4, no_action_limit=4, examples=0
+    )
+    setting = Setting(
+        policy="a", run="r", agent=make_agent("react"), limits=limits, max_steps=3, temperature=0.0, environment="",
+        model="",
+    )  # fmt: skip
+    job = speed.Job("a", None, (), 2, 3, 1, 9, histories=(played, played), turns=4)
+    found = asyncio.run(speed.alone(ScriptedModel(answer, "look"), setting, job))
+    assert len(asked) == len(found.alone) == 4 and len(set(asked)) > 1, "different turns, each on its history"
+    assert sum(equal for equal, _ in found.agreement) == 2
+    assert found.seconds == pytest.approx(sum(found.alone) / 4 * 10) and found.steps == 10
+    assert isinstance(found, tables.Measured)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_training_is_compared_with_trl_on_the_same_tokens_at_equal_loss(tmp_path: Path, model_dir: Path) -> None:
+    from ragdistill.records import SftExample, write_jsonl
+
+    def chat(name: str, turns: int) -> SftExample:
+        said = [Message(role="system", content="Play.")]
+        for i in range(turns):
+            said += [
+                Message(role="user", content=f"{name} {i}?"),
+                Message(role="assistant", content=f"take {name} {i}"),
+            ]
+        return SftExample(id=name, messages=tuple(said), task_id="t", trajectory_id=name, source="base", bucket="b")
+
+    names = ("mug", "book", "lamp", "pan", "knife", "bowl")
+    write_jsonl(tmp_path / "chats.jsonl", [chat(name, 2 + i % 3) for i, name in enumerate(names)])
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks/sft_speed.py"), "--model", str(model_dir), "--data", "chats.jsonl",
+         "--chats", "4", "--held-out", "2", "--rounds", "1", "--epochs", "3"], cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    head, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert head[0] == "trainer" and [row[0] for row in rows] == [
+        "this project", "TRL, its defaults", "TRL, weights as ours",
+    ]  # fmt: skip
+    assert all(float(row[1]) > 0 and 0.1 < float(row[5]) < 8 for row in rows) and rows[1][3] == "1.00"
+    before = float(done.stdout.partition("before training: ")[2].split()[0].rstrip("."))
+    ours, trl, _ = (float(row[4]) for row in rows)
+    assert trl < before - 0.1 and ours == pytest.approx(trl, abs=0.1 * (before - trl)), (
+        "the same steps on the same data"
+    )
 
 
 @pytest.mark.slow

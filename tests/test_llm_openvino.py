@@ -21,8 +21,9 @@ from ragdistill.llm import Reply, Sampling, engine_of
 from ragdistill.llm import openvino as room
 from ragdistill.llm.chat_format import ChatFormat
 from ragdistill.llm.gguf_export import export_gguf, gguf_fingerprint
+from ragdistill.llm.local import best_dtype
 from ragdistill.llm.openvino import OpenVinoEngine
-from ragdistill.records import Message, Usage
+from ragdistill.records import Message, Usage, read_json
 from tests.llm_toys import toy_model, toy_tokenizer
 
 import torch  # isort: skip  (after the engine, which prepares the process)
@@ -176,6 +177,24 @@ def test_an_architecture_the_reader_would_get_wrong_is_refused(tmp_path: Path) -
     LlamaForCausalLM(config).save_pretrained(directory)
     with pytest.raises(ConfigError, match="use the torch engine"):
         export_gguf(directory, None, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(("precision", "width"), [("float32", 4), ("bfloat16", 2)])
+def test_keys_and_values_are_kept_in_the_precision_of_the_engine(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, width: int
+) -> None:
+    """Read off the pipeline itself: how many bytes of its cache a prompt takes."""
+    if precision == "bfloat16" != best_dtype():
+        pytest.skip("this processor does not multiply bfloat16")
+    monkeypatch.setattr(room, "best_dtype", lambda: precision)
+    made = OpenVinoEngine(model_dir, None, 4, tmp_path)
+    (reply,) = replies(made, [chat("You see a mug. " * 40)])
+    metrics, config = made._pipeline.get_metrics(), read_json(model_dir / "config.json")
+    made.close()
+    assert (made.engine.name, made.engine.precision, made.engine.device) == ("OpenVINO GenAI", precision, "CPU")
+    block = 32 * 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"] * width
+    used = metrics.max_cache_usage / 100 * metrics.cache_size_in_bytes / block
+    assert used == pytest.approx(-(-(reply.usage.billed - 1) // 32), abs=1.01), "of blocks of 32 tokens"
 
 
 def test_telemetry_cannot_be_imported(engine: OpenVinoEngine) -> None:

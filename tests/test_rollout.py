@@ -453,7 +453,7 @@ def test_no_prompt_exceeds_the_budget_and_all_end_with_the_newest_observation(tm
     (done,) = play(tmp_path, never, TASKS[:1], model=model, limits=limits, max_steps=40)
     assert done.stop is StopReason.MAX_STEPS
     prompts = [chat for _, chat, _ in model.seen]
-    assert max(map(words, prompts)) <= 400 - LIMITS.max_reply_tokens
+    assert max(map(words, prompts)) <= 400 - LIMITS.reply_tokens
     assert len(prompts[-1]) < 2 + 2 * 39, "something was dropped"
     assert [p[-1].content for p in prompts] == [done.first_observation, *[s.observation for s in done.steps[:-1]]]
     assert all(p[1].content == done.first_observation for p in prompts)

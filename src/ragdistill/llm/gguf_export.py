@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragdistill.errors import ConfigError
 from ragdistill.llm.chat_format import load_tokenizer
+from ragdistill.llm.choice import LLAMA, openvino_refuses
 from ragdistill.llm.weights import adapter_fingerprint, load_merged, model_fingerprint
 from ragdistill.records import digest
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 EXPORT_VERSION = 1
 """Part of the file's name; bumped when a change alters its content."""
-_ARCHITECTURE = "llama"
 
 
 def gguf_fingerprint(model_dir: Path, adapter: Path | None, quantisation: str = "f16") -> str:
@@ -46,25 +46,15 @@ def export_gguf(model_dir: Path, adapter: Path | None, cache: Path, quantisation
     import torch
 
     model = load_merged(model_dir, adapter, torch.float32)
-    _check(model.config)
+    refusal = openvino_refuses(model.config)
+    if refusal:
+        raise ConfigError(f"{refusal}; use the torch engine (model.engine: batched).")
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".gguf.") as tmp:  # renamed last: a file there is complete
         part = Path(tmp) / "model.gguf"
         _write(part, model, model_dir, quantisation)
         part.replace(path)
     return path
-
-
-def _check(config: Any) -> None:
-    """Refuse what the file's reader would compute differently without saying so."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    plain = rope.get("rope_type", "default") == "default"
-    bias = getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)
-    if config.model_type != _ARCHITECTURE or bias or not plain:
-        raise ConfigError(
-            f"The OpenVINO engine runs plain {_ARCHITECTURE} models (no biases, unscaled rotary positions), not this "
-            f"{config.model_type!r} one; use the torch engine."
-        )
 
 
 def _write(path: Path, model: PreTrainedModel, model_dir: Path, quantisation: str) -> None:
@@ -74,7 +64,7 @@ def _write(path: Path, model: PreTrainedModel, model_dir: Path, quantisation: st
     kinds = {"f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
     if quantisation not in kinds:
         raise ConfigError(f"GGUF quantisation {quantisation!r} is not known; use one of {', '.join(kinds)}.")
-    writer = GGUFWriter(path, _ARCHITECTURE)
+    writer = GGUFWriter(path, LLAMA)
     try:
         writer.add_file_type(kinds[quantisation])
         _add_config(writer, model.config)
@@ -144,7 +134,7 @@ def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, np.ndarray]]:
             continue
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if target is None:
-            raise ConfigError(f"Weight {name!r} has no place in a {_ARCHITECTURE} GGUF; use the torch engine.")
+            raise ConfigError(f"Weight {name!r} has no place in a {LLAMA} GGUF; use the torch engine.")
         heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
         rotary = ".q_proj." in name or ".k_proj." in name
         yield target, (_interleave(tensor, heads) if rotary else tensor).contiguous().numpy()

@@ -18,6 +18,7 @@ import torch
 
 from ragdistill.errors import EnvironmentFault
 
+CPU = torch.device("cpu")
 BLOCK = 128
 """Tokens of one block; products of this size run at full speed and waste half a block per conversation."""
 _ROWS = 16
@@ -88,18 +89,27 @@ class Plan:
 
 
 class PagedCache:
-    """Keys and values of all layers in blocks; memory is touched only as blocks come into use."""
+    """Keys and values of all layers in blocks; memory is touched only as blocks come into use (on a CPU)."""
 
     def __init__(
-        self, layers: int, blocks: int, kv_heads: int, query_heads: int, head_dim: int, dtype: torch.dtype
+        self,
+        layers: int,
+        blocks: int,
+        kv_heads: int,
+        query_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device = CPU,
     ) -> None:
         """Room for `blocks` x BLOCK tokens, of all conversations together."""
-        self._kv, self._group, self._dim, self._dtype = kv_heads, query_heads // kv_heads, head_dim, dtype
+        self._kv, self._group, self._dim = kv_heads, query_heads // kv_heads, head_dim
+        self._dtype, self._device = dtype, device
         # block 0 takes the padding tokens; the lowest free block is used first, so that those in use lie together
         self._free = list(range(1, blocks + 1))
         self._total = blocks + 1
-        self._keys = [_lazy_zeros((blocks + 1, kv_heads, BLOCK, head_dim), dtype) for _ in range(layers)]
-        self._values = [_lazy_zeros((blocks + 1, kv_heads, head_dim, BLOCK), dtype) for _ in range(layers)]
+        keys, values = (blocks + 1, kv_heads, BLOCK, head_dim), (blocks + 1, kv_heads, head_dim, BLOCK)
+        self._keys = [_lazy_zeros(keys, dtype, device) for _ in range(layers)]
+        self._values = [_lazy_zeros(values, dtype, device) for _ in range(layers)]
 
     def resize(self, blocks: Blocks, length: int) -> None:
         """Give a conversation the blocks for `length` tokens, taking or freeing as needed."""
@@ -124,9 +134,9 @@ class PagedCache:
             prefills.append(self._plan_prefill(chunk, first))
             first += chunk.count
         fill = [0] * (_flat_size(first, chunks[-1]) - first)
-        flat = torch.tensor(positions + fill)
+        flat = torch.tensor(positions + fill, device=self._device)
         return Plan(
-            blocks=torch.tensor(blocks + fill),
+            blocks=torch.tensor(blocks + fill, device=self._device),
             offsets=flat % BLOCK,
             positions=flat,
             decode=self._plan_decode(single, exact) if single else None,
@@ -147,22 +157,25 @@ class PagedCache:
             at = [place[b] for b in ids] if place else ids
             owner[at], inverse[at] = row, row * most + np.arange(len(ids))
             table[row, : len(ids)], sum_up[row, at] = at, 1.0
-        lengths = torch.tensor([c.length for c in chunks])
+        here = self._device
+        lengths = torch.tensor([c.length for c in chunks], device=here)
         return _Decode(
             rows=len(own),
-            selected=torch.tensor(list(place)) if place else slice(0, high),
-            owner=torch.from_numpy(owner),
-            table=torch.from_numpy(table),
-            inverse=torch.from_numpy(inverse),
-            sum_up=torch.from_numpy(sum_up).to(self._dtype),
-            mask=_mask(torch.arange(most * BLOCK) < lengths[:, None], self._dtype)[:, None],
+            selected=torch.tensor(list(place), device=here) if place else slice(0, high),
+            owner=torch.from_numpy(owner).to(here),
+            table=torch.from_numpy(table).to(here),
+            inverse=torch.from_numpy(inverse).to(here),
+            sum_up=torch.from_numpy(sum_up).to(here, self._dtype),
+            mask=_mask(torch.arange(most * BLOCK, device=here) < lengths[:, None], self._dtype)[:, None],
         )
 
     def _plan_prefill(self, chunk: Chunk, first: int) -> _Prefill:
         ids = chunk.blocks.ids[: _round_up(chunk.length, BLOCK) // BLOCK]
-        rows = torch.arange(chunk.start, chunk.start + _round_up(chunk.count, _ROWS))
-        mask = _mask(torch.arange(len(ids) * BLOCK) <= rows[:, None], self._dtype).repeat(self._group, 1)
-        return _Prefill(first=first, count=chunk.count, rows=len(rows), blocks=torch.tensor(ids), mask=mask)
+        here = self._device
+        rows = torch.arange(chunk.start, chunk.start + _round_up(chunk.count, _ROWS), device=here)
+        seen = torch.arange(len(ids) * BLOCK, device=here) <= rows[:, None]
+        mask, blocks = _mask(seen, self._dtype).repeat(self._group, 1), torch.tensor(ids, device=here)
+        return _Prefill(first=first, count=chunk.count, rows=len(rows), blocks=blocks, mask=mask)
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, scale: float
@@ -211,13 +224,15 @@ def _flat_size(tokens: int, last: Chunk) -> int:
 
 
 def _mask(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
-def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Zeros whose pages the system provides on first use (numpy callocs, torch writes).
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros whose pages the system provides on first use (numpy callocs, torch writes); on a GPU taken at once.
 
     Zeros and not whatever was there: masked positions are multiplied by 0, and 0 x NaN is NaN.
     """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
     bits = {2: np.int16, 4: np.int32}[dtype.itemsize]
     return torch.from_numpy(np.zeros(shape, bits)).view(dtype)

@@ -7,19 +7,24 @@ decodes with prompt chunks of those that have just come back from their environm
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ragdistill.errors import EnvironmentFault
+from ragdistill.errors import ConfigError, EnvironmentFault
 from ragdistill.llm import Engine, cpu_env
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
+from ragdistill.llm.choice import best_device
 from ragdistill.llm.front import Call, ThreadedEngine
 from ragdistill.llm.slots import Slot, SlotTable
 from ragdistill.records import digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 cpu_env.apply()
 
 import torch  # noqa: E402  (the environment above is read when torch is loaded)
 
-from ragdistill.llm.kv_cache import BLOCK, Blocks, Chunk  # noqa: E402
+from ragdistill.llm.kv_cache import Blocks, Chunk  # noqa: E402
 from ragdistill.llm.runner import HuggingFaceRunner  # noqa: E402
 from ragdistill.llm.sampling import next_tokens  # noqa: E402
 from ragdistill.llm.weights import adapter_fingerprint, load_merged, model_fingerprint  # noqa: E402
@@ -35,13 +40,40 @@ STEP_TOKENS = 1024
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def best_dtype() -> str:
-    """bfloat16 where the processor multiplies it natively (about 4x float32), else float32."""
+def best_dtype(device: str = "cpu") -> str:
+    """bfloat16 where the processor, or the GPU, multiplies it natively (on a CPU about 4x float32), else float32."""
+    if device != "cpu":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
         return "float32"
     return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
+def _load(model_dir: Path, adapter: Path | None, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """The merged model on `device`, weights in `dtype`; `ConfigError` when there is no such device."""
+    if device == "cpu":
+        return load_merged(model_dir, adapter, dtype)
+    if not torch.cuda.is_available():
+        raise ConfigError(f"There is no device {device} here; set it to auto.")
+    return place(load_merged(model_dir, adapter, torch.float32), dtype, device)
+
+
+def place(model: PreTrainedModel, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """Move a float32 model to `device`, each parameter already in `dtype`; for inference only.
+
+    Buffers keep their precision: of rotary frequencies in bfloat16 far positions would be wrong by whole radians.
+    """
+    moved: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # a parameter that two modules share stays one
+    for module in model.modules():
+        for name, old in module.named_parameters(recurse=False):
+            if old not in moved:
+                moved[old] = torch.nn.Parameter(old.detach().to(device, dtype), requires_grad=False)
+            module._parameters[name] = moved[old]
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
+    return model
 
 
 class LocalEngine(ThreadedEngine):
@@ -57,25 +89,30 @@ class LocalEngine(ThreadedEngine):
         max_batch: int = 32,
         reference: bool = False,
         max_context: int = MAX_CONTEXT,
+        device: str = "auto",
     ) -> None:
         """Load the model and start the engine's thread.
 
-        `max_batch` conversations run, and stay cached, at once. `reference` computes in float32, one conversation
-        at a time, so that replies are bit-equal whatever the concurrency. Raises `IdentityError` for a model or
-        adapter that is not what it should be, `ConfigError` for an architecture the engine cannot run.
+        `max_batch` conversations run, and stay cached, at once (fewer where a GPU's memory holds fewer). `reference`
+        computes in float32, one conversation at a time, so that replies are bit-equal whatever the concurrency.
+        `device` auto is cuda where there is one. Raises `IdentityError` for a model or adapter that is not what it
+        should be, `ConfigError` for an architecture or a device the engine cannot run on.
         """
-        name = "float32" if reference else best_dtype() if dtype == "auto" else dtype
-        model = load_merged(model_dir, adapter, _DTYPES[name])
+        where = best_device() if device == "auto" else device
+        name = "float32" if reference else best_dtype(where) if dtype == "auto" else dtype
+        model = _load(model_dir, adapter, _DTYPES[name], where)
         context = min(max_context, int(getattr(model.config, "max_position_embeddings", max_context)))
         kind = ["reference" if reference else "batched", name, str(ENGINE_VERSION), str(context)]
+        kind += [] if where == "cpu" else [where]
         parts = [model_fingerprint(model_dir), adapter_fingerprint(adapter) if adapter else ""]
         super().__init__(ChatFormat(load_tokenizer(model_dir)), context, digest("local", *parts, *kind))
         way = "one at a time" if reference else "batched"
-        self.engine = Engine(name=f"transformers, {way}", precision=name, device="CPU")
-        self._runner = HuggingFaceRunner(model, max_batch * (context + BLOCK))
-        self._together = 1 if reference else max_batch
-        self._table = SlotTable(max_batch)
-        self._blocks = [Blocks() for _ in range(max_batch)]
+        self.engine = Engine(name=f"transformers, {way}", precision=name, device="GPU" if where == "cuda" else "CPU")
+        self._runner = HuggingFaceRunner(model, max_batch, context)
+        slots = self._runner.conversations
+        self._together = 1 if reference else slots
+        self._table = SlotTable(slots)
+        self._blocks = [Blocks() for _ in range(slots)]
         self._waiting: list[Call] = []
         self._running: list[tuple[Call, Slot]] = []
         self._start()
@@ -157,8 +194,9 @@ class LocalEngine(ThreadedEngine):
     def _forward(self, ids: list[int], chunks: list[Chunk], ends: list[int]) -> torch.Tensor:
         with torch.inference_mode():
             plan = self._runner.cache.plan(chunks, exact=self._together == 1)
-            flat = torch.tensor(ids + [0] * (len(plan.positions) - len(ids)))
-            return self._runner.step(flat, plan, torch.tensor(ends or [0]))
+            here = self._runner.device
+            flat = torch.tensor(ids + [0] * (len(plan.positions) - len(ids)), device=here)
+            return self._runner.step(flat, plan, torch.tensor(ends or [0], device=here))
 
     def _extend(self, call: Call, slot: Slot, token: int) -> None:
         """Append `token` to the reply, and end the call if it was the last."""

@@ -78,9 +78,9 @@ class OpenVinoEngine(ThreadedEngine):
         self._path = export_gguf(model_dir, adapter, cache, quantisation)
         config = read_json(model_dir / "config.json")
         context = context_of(model_dir, max_context)
-        self._precision = _PRECISIONS[best_dtype()]
-        version = genai.__version__.split("-")[0]
-        self.engine = Engine(name="OpenVINO GenAI", version=version, precision=best_dtype(), device="CPU")
+        dtype, version = best_dtype(), genai.__version__.split("-")[0]
+        self._precision = _PRECISIONS[dtype]
+        self.engine = Engine(name="OpenVINO GenAI", version=version, precision=dtype, device="CPU")
         self._max_batch = max_batch
         self._cache_gb = _cache_gb(config, max_batch * context, 4 if self._precision == "f32" else 2)
         kind = [self._precision, str(context), str(ENGINE_VERSION), openvino.__version__, genai.__version__]

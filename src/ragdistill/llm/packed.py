@@ -27,10 +27,12 @@ _ROWS = 32
 
 
 def pack_linears(model: torch.nn.Module) -> None:
-    """Replace every bfloat16 `nn.Linear` of `model`, where this build of torch can."""
+    """Replace every bfloat16 `nn.Linear` of `model` on the CPU, where this build of torch can."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return  # only speed is lost
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) is torch.nn.Linear and child.weight.dtype is torch.bfloat16:
+            if type(child) is not torch.nn.Linear or child.weight.dtype is not torch.bfloat16:
+                continue
+            if child.weight.device.type == "cpu":
                 setattr(module, name, PackedLinear(child))

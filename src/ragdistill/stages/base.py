@@ -1,10 +1,14 @@
-"""Stage `base`: fetches the untouched model (`models/raw`) and says which model teaches (`models/teacher`)."""
+"""Stage `base`: fetches the untouched model (`models/raw`) and says which model teaches (`models/teacher`).
+
+It says too what will play them on this machine, and refuses here what no engine could, before anything is trained.
+"""
 
 from __future__ import annotations
 
 import shutil
 
 from ragdistill.journal import cache_dir
+from ragdistill.llm.choice import IN_PROCESS, choose
 from ragdistill.llm.weights import model_fingerprint, resolve_model
 from ragdistill.params import Params
 from ragdistill.stages.common import RAW, TEACHER, link_tree, run_stage
@@ -21,7 +25,15 @@ def body(params: Params) -> str:
         (TEACHER / "endpoint").write_text("A served model teaches (model.teacher is endpoint).\n")
     else:
         link_tree(resolve_model(params.model.teacher, cache_dir("models")), TEACHER)
-    return f"{params.model.base}, {model_fingerprint(RAW)}"
+    return f"{params.model.base}, {model_fingerprint(RAW)}{''.join(_played_by(params))}"
+
+
+def _played_by(params: Params) -> list[str]:
+    engine, dtype = params.model.engine, params.model.dtype
+    if engine not in IN_PROCESS:
+        return []
+    own = {"base": RAW} | ({"teacher": TEACHER} if (TEACHER / "config.json").is_file() else {})
+    return [f"; {name} played by {choose(engine, dtype, place)}" for name, place in own.items()]
 
 
 if __name__ == "__main__":

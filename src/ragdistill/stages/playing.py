@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from ragdistill.envs.pool import EnvPool
 from ragdistill.errors import ConfigError, EnvironmentFault
 from ragdistill.journal import Journal, cache_dir
 from ragdistill.llm import ChatModel, cpu_env
+from ragdistill.llm.choice import choose
 from ragdistill.params import Params
 from ragdistill.records import Step, StopReason, Task, Trajectory, read_json
 from ragdistill.rollout import Progress, Retrieve, Setting, play_all
@@ -57,15 +57,18 @@ def open_model(params: Params, directory: Path, adapter: Path | None = None) -> 
     if params.model.engine == "vllm":
         return _vllm(params, directory, adapter)
     cpu_env.apply()
-    batch, engine = params.model.concurrency, params.model.engine
-    if engine == "openvino" or (engine == "auto" and params.model.dtype == "auto" and has_openvino()):
+    batch, dtype = params.model.concurrency, params.model.dtype
+    choice = choose(params.model.engine, dtype, directory)
+    if params.model.engine == "auto":
+        print(f"engine for {name}: {choice}", file=sys.stderr, flush=True)
+    if choice.engine == "openvino":
         from ragdistill.llm.openvino import OpenVinoEngine
 
         return OpenVinoEngine(directory, adapter, max_batch=batch, cache=cache_dir("gguf"))
     from ragdistill.llm.local import LocalEngine
 
-    dtype = params.model.dtype
-    return LocalEngine(directory, adapter, dtype=dtype, max_batch=batch, reference=engine == "reference")
+    reference = choice.engine == "reference"
+    return LocalEngine(directory, adapter, dtype, batch, reference=reference, device=choice.device)
 
 
 def open_endpoint(params: Params) -> ChatModel:
@@ -93,11 +96,6 @@ def _vllm(params: Params, directory: Path, adapter: Path | None) -> ChatModel:
     except BaseException:
         server.stop()
         raise
-
-
-def has_openvino() -> bool:
-    """Whether the fast CPU engine is installed."""
-    return find_spec("openvino_genai") is not None
 
 
 def _scripted(script: str | None, name: str) -> ChatModel:
