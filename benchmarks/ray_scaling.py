@@ -32,6 +32,7 @@ from ragdistill.llm.scripted import ScriptedModel
 from ragdistill.params import Params, load_params
 from ragdistill.records import StopReason, Task, Trajectory
 from ragdistill.rollout import Setting, play_all
+from ragdistill.stages.defaults import settle
 
 STEPS = 3
 AT_ONCE = 8
@@ -129,7 +130,7 @@ def main() -> None:
     parser.add_argument("--address", default="local", help="ray.address; empty: processes only")
     args = parser.parse_args()
     sizes = sorted(int(n) for n in args.workers.split(","))
-    params, before = load_params(), Path.cwd()
+    params, before = settle(load_params()), Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # a task's data is relative to the working directory
         try:

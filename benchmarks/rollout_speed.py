@@ -44,6 +44,7 @@ from ragdistill.params import Params, load_params
 from ragdistill.records import Message, StopReason, Task, Trajectory, read_jsonl
 from ragdistill.rollout import Setting, fit, play_all
 from ragdistill.stages.common import quiet_libraries
+from ragdistill.stages.defaults import settle
 from ragdistill.stages.playing import open_model
 from ragdistill.stats import ratio_interval, wilson
 
@@ -94,7 +95,7 @@ def measure(job: Job) -> Measured:
     """Load, warm up, play, compare; runs in a process of its own."""
     quiet_libraries()
     cpu_env.apply()
-    return asyncio.run(_measure(job, load_params()))
+    return asyncio.run(_measure(job, settle(load_params())))
 
 
 async def _measure(job: Job, params: Params) -> Measured:
@@ -168,10 +169,10 @@ async def agree(model: ChatModel, setting: Setting, t: Trajectory) -> tuple[int,
     agent, limits, equal = setting.agent, setting.limits, 0
     acted = [(i, step) for i, step in enumerate(t.steps) if step.action]
     for i, step in acted:
-        budget = limits.context_tokens - limits.max_reply_tokens
+        budget = limits.context_tokens - limits.reply_tokens
         chat = fit(agent.render(t.first_observation, t.hints, t.steps[:i]), budget, model.count_tokens)
         if chat is not None:
-            reply = await model.chat(chat, Sampling(max_tokens=limits.max_reply_tokens), t.id)
+            reply = await model.chat(chat, Sampling(max_tokens=limits.reply_tokens), t.id)
             equal += agent.parse(reply.text).action == step.action
     await model.forget(t.id)
     return equal, len(acted)

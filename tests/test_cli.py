@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -78,7 +79,7 @@ def test_the_installed_command_is_this_one(monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().out == f"ragdistill {__version__}\n"
 
 
-@pytest.mark.parametrize("args", [(), ("evaluate",), ("promote", "--margin", "much"), ("table", "extra")])
+@pytest.mark.parametrize("args", [(), ("evaluate",), ("promote", "--margin", "much"), ("doctor", "extra")])
 def test_a_wrong_command_line_exits_2(monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit, match="2"):
         call(monkeypatch, *args)
@@ -104,9 +105,8 @@ def test_a_damaged_result_file_is_one_sentence(
     assert one_sentence(capsys.readouterr().err, "ragdistill: results/metrics.json is not valid JSON")
 
 
-def test_the_table_shows_each_policy_with_its_n(
-    empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def metrics(env: str) -> dict[str, Any]:
+    """Numbers of two policies that win every other of six tasks."""
     rows = [
         EvalEpisode(
             policy=p, seed=0, task_id=f"t{i}", kind="k", bucket="k", group=f"g{i % 3}", success=i % 2 == 0, score=1.0,
@@ -116,8 +116,41 @@ def test_the_table_shows_each_policy_with_its_n(
         for p in ("base", "distilled") for i in range(6)
     ]  # fmt: skip
     params = ReportParams(bootstrap=50, confidence=0.95)
-    found = compute_metrics(rows, env="e", agent="a", split="test", label="smoke", primary=(), params=params)
-    write_json(empty / "results/metrics.json", found)
+    return compute_metrics(rows, env=env, agent="a", split="test", label="smoke", primary=(), params=params)
+
+
+def test_several_experiments_stand_in_one_table(
+    empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def git(*args: str) -> None:
+        who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", *who, *args], cwd=empty, check=True, capture_output=True)
+
+    git("init", "-q", "-b", "trunk")
+    for env in ("first", "second", "third"):
+        write_json(empty / "results/metrics.json", metrics(env))
+        if env != "third":
+            git("add", "-A")
+            git("commit", "-qm", env)
+    git("update-ref", f"refs/exps/ab/{'c' * 38}/one-hint", "HEAD~1")
+    assert call(monkeypatch, "table", "one-hint", "trunk", "workspace") == 0
+    out = capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if "|" in line]
+    rows = [cells[:4] for cells in lines if cells[1] in ("one-hint", "trunk", "workspace")]
+    cells = [("first / a / test", "one-hint"), ("second / a / test", "trunk"), ("third / a / test", "workspace")]
+    assert rows == [
+        *([*cell, policy, "6"] for cell in cells for policy in ("base", "distilled")),
+        *([*cell, "distilled − base", "6"] for cell in cells),
+    ]
+    assert "score, points" in out, "it is not success in these"
+    assert call(monkeypatch, "table", "nowhere") == 1
+    assert one_sentence(capsys.readouterr().err, "ragdistill: 'nowhere' has no results/metrics.json")
+
+
+def test_the_table_shows_each_policy_with_its_n(
+    empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(empty / "results/metrics.json", metrics("e"))
     assert call(monkeypatch, "table") == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ("base", "distilled", "50", "test", "smoke")), out

@@ -28,6 +28,7 @@ from ragdistill.llm.scripted import ScriptedModel
 from ragdistill.params import load_params
 from ragdistill.records import Hint, StopReason, Trajectory, read_jsonl
 from ragdistill.rollout import Setting, play_all
+from ragdistill.stages.defaults import settle
 from tests.test_dag import OVERRIDES, ROOT
 from tests.test_training import make_base
 
@@ -188,7 +189,7 @@ def test_a_gymnasium_environment_is_played_as_any_other(tmp_path: Path) -> None:
     tasks = DOORS.tasks("test", 12, 0, tmp_path)
     agent = make_agent("react")
     setting = Setting(
-        policy="p", run="0", agent=agent, limits=PARAMS.agent, max_steps=9, temperature=0.0,
+        policy="p", run="0", agent=agent, limits=settle(PARAMS).agent, max_steps=9, temperature=0.0,
         environment=identity_of(DOORS, PARAMS.env), model="m",
     )  # fmt: skip
 

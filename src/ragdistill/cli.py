@@ -19,12 +19,10 @@ def _doctor(_: argparse.Namespace) -> int:
     return main()
 
 
-def _table(_: argparse.Namespace) -> int:
-    from ragdistill.records import read_json
-    from ragdistill.report.table import policy_table
+def _table(args: argparse.Namespace) -> int:
+    from ragdistill.commands.table import show_table
 
-    print(policy_table(read_json(Path("results/metrics.json"))))
-    return 0
+    return show_table(args.rev)
 
 
 def _promote(args: argparse.Namespace) -> int:
@@ -126,7 +124,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_looking(add: Add) -> None:
     """What is there: machine, results, hints, episodes."""
     add("doctor", _doctor, "say what this machine can do and what is missing, one line each, with the fix")
-    add("table", _table, "print the table of policies of the last report")
+    table = add("table", _table, "print the table of policies of the last report, or several experiments as one table")
+    table.add_argument("rev", nargs="*", metavar="REV", help="commit, branch, DVC experiment, or workspace")
     show = add("show", _show, "print the hint bank, or one trajectory")
     what = show.add_subparsers(dest="what", required=True, metavar="WHAT")
     what.add_parser("hints", help="the bank as a table: provenance, use, success with and without")

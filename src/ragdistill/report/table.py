@@ -45,6 +45,29 @@ def policy_table(metrics: Mapping[str, Any]) -> str:
     return "\n\n".join([caption, *(_markdown(head, rows) for head, rows in tables if rows)]) + "\n"
 
 
+def comparison_table(found: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Several evaluations as one: each policy on primary tasks, then what distilling gained; (name, metrics) each."""
+    fields = ("success", "score") if any(has_scores(m) for _, m in found) else ("success",)
+    shares = ["success %", "score"][: len(fields)]
+    head = ("cell", "experiment", "policy", "n", *(f"{s}, primary" for s in shares), "steps", "tokens billed")
+    rows: list[tuple[str, ...]] = []
+    gains: list[tuple[str, ...]] = []
+    for name, m in found:
+        cell, first, costs = (f"{m['env']} / {m['agent']} / {m['split']}", name), m["primary"], m["policies"]
+        for policy in order(costs):
+            row, numbers = first["policies"].get(policy, {}), ("steps", "tokens_billed")
+            cells = (*(percent(row, f) for f in fields), *(_number(costs[policy], n) for n in numbers))
+            rows.append((*cell, policy, str(row.get("n", 0)), *cells))
+        for pair in (p for p in order_pairs(first["paired"]) if p in ("distilled-base", "distilled-rag")):
+            row, ratio = first["paired"][pair], first["tokens"].get(pair.replace("-", "_over_"), {})
+            tokens = f"{ratio['billed']:.2f} [{ratio['billed_lo']:.2f}–{ratio['billed_hi']:.2f}]" if ratio else "–"
+            scores = [points(difference(row, f)) for f in fields]
+            gains.append((*cell, pair.replace("-", " − "), str(row["n"]), *scores, p_value(row), tokens))
+    words = ("cell", "experiment", "difference on primary tasks", "n", *(f"{f}, points" for f in fields))
+    tables = [(head, rows), ((*words, "p of success", "tokens billed, ratio"), gains)]
+    return "\n\n".join(_markdown(head, rows) for head, rows in tables if rows) + "\n"
+
+
 def percent(row: Mapping[str, Any], field: str = "success") -> str:
     """`62.5 [51.2–72.6]`, or a dash where nothing finished."""
     if field not in row:
