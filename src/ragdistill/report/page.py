@@ -116,7 +116,6 @@ def render(page: Page) -> str:
         costs=figures.cost_charts(m),
         endings=(endings := figures.endings(page.trajectories)),
         stops=figures.stops(endings),
-        stop_words=words.STOPS,
         paybacks=costs,
         losses=figures.loss_charts(page.losses),
         buckets=figures.by_bucket(uses),
@@ -127,7 +126,6 @@ def render(page: Page) -> str:
         sets=data["sets"] if any(s["tasks"] for s in data["sets"]) else [],
         known={e["id"] for s in data["sets"] for e in s["episodes"]},
         trainings={name: figures.scalars(t) for name, t in page.trainings.items()},
-        paces=[(n, m["policies"][n]) for n in order(m["policies"]) if "step_seconds_p50" in m["policies"][n]],
         **_circumstances(page),
         data=Markup(script_json(data)),
         script=Markup(script),
@@ -136,9 +134,11 @@ def render(page: Page) -> str:
 
 
 def _circumstances(page: Page) -> dict[str, Any]:
-    """What played, and how long everything took."""
-    times = page.timings.values()
+    """What played, how long that took, and what stop reasons mean."""
+    times, policies = page.timings.values(), page.metrics["policies"]
     return {
+        "stop_words": words.STOPS,
+        "paces": [(n, policies[n]) for n in order(policies) if "step_seconds_p50" in policies[n]],
         "engine": words.played_by(page.engines),
         "mixed": words.mixed(page.engines),
         "times": words.wall_time(page.timings),
