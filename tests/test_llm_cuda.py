@@ -34,6 +34,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy_model(tmp_path_factory.mktemp("toy"))
 
 
+@pytest.mark.timeout(600)  # seconds of work, but minutes beside others
 def test_every_tensor_of_the_engine_is_on_its_device_and_the_replies_are_the_cpu_s(model_dir: Path) -> None:
     command = [sys.executable, "-m", "tests.strict_device", str(model_dir)]
     env = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
