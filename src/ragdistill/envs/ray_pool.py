@@ -56,8 +56,8 @@ def connect(address: str) -> ModuleType:
             "ray.address is set, but Ray is not installed; pip install 'ragdistill[ray]', or set ray.address: null."
         ) from None
     place = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
-    if ":" in place and "://" not in place:
-        _knock(place)
+    if ":" in place and "://" not in place and (silence := _silence(place)):
+        raise ConfigError(f"No Ray cluster answers at ray.address {place} ({silence}); name the head's host:port.")
     local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE} if address == "local" else {}
     package = str(Path(ragdistill.__file__).parent)
     try:
@@ -70,13 +70,14 @@ def connect(address: str) -> ModuleType:
     return ray
 
 
-def _knock(place: str) -> None:
-    """Ray itself waits for minutes, and then ends the process, where nobody listens."""
+def _silence(place: str) -> str:
+    """Why nobody listens at host:port, "" if somebody does. Ray itself waits for a minute and then ends the process."""
     host, _, port = place.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, ValueError) as e:
-        raise ConfigError(f"No Ray cluster answers at ray.address {place} ({e}); name the head's host:port.") from None
+        return str(e)
+    return ""
 
 
 def said(e: Exception) -> str:
@@ -122,7 +123,8 @@ class RayPool:
     async def close(self) -> None:
         """End all actors and leave the cluster (a local one ends). May be called twice."""
         await self._pool.close()
-        self._cluster.ray.shutdown()
+        if not self._cluster.gone:
+            self._cluster.ray.shutdown()
 
 
 def shared_name(cache: Path) -> Path:
@@ -136,6 +138,8 @@ class Cluster:
 
     def __init__(self, ray: ModuleType, shared: Path) -> None:
         self.ray, self._shared = ray, shared
+        self.gone = False
+        """The head does not answer: what asks it would wait for a minute, and then end the process."""
         self._avoided: dict[str, float] = {}
         self._rooms: tuple[float, dict[str, int]] = (-_FRESH, {})
 
@@ -143,17 +147,25 @@ class Cluster:
         """Living node → its whole CPUs, where it has any. `ConfigError` when the cluster's head does not answer."""
         asked, found = self._rooms
         if time.monotonic() - asked > _FRESH:
-            try:
-                nodes = self.ray.nodes()
-            except Exception as e:  # noqa: BLE001 - boundary: whatever Ray raises, it cannot go on
-                raise ConfigError(
-                    f"The head of the Ray cluster does not answer any more ({said(e)}); start the cluster and run "
-                    "again, finished episodes are kept."
-                ) from None
+            nodes = self._nodes()
             alive = [n for n in nodes if n["Alive"] and n["Resources"].get("CPU", 0) >= 1]
             found = {n["NodeID"]: int(n["Resources"]["CPU"]) for n in alive}
             self._rooms = time.monotonic(), found
         return found
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        silence = _silence(self.ray.get_runtime_context().gcs_address)
+        try:
+            nodes = [] if silence else self.ray.nodes()
+        except Exception as e:  # noqa: BLE001 - boundary: whatever Ray raises, it cannot go on
+            silence, nodes = said(e), []
+        if silence:
+            self.gone = True
+            raise ConfigError(
+                f"The head of the Ray cluster does not answer any more ({silence}); start the cluster and run again, "
+                "finished episodes are kept."
+            )
+        return nodes
 
     def avoids(self, node: str) -> bool:
         """Whether `node` gets no new episode for now."""
@@ -219,6 +231,8 @@ class Actor:
         """Nothing to wait for: the process ends with its environments."""
 
     def kill(self) -> None:
+        if self._cluster.gone:
+            return
         with suppress(self._cluster.ray.exceptions.RayError):
             self._cluster.ray.kill(self._handle)
 
