@@ -130,6 +130,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here: install one or set RAGDISTILL_CHROMIUM")
 def test_the_run_page_shows_name_answer_table_and_headline(shown: Shown, tmp_path: Path) -> None:
     tab, name = shown.tab, headline.run_name(numbers())
+    tab.open("about:blank")  # from page to page of one document there is no load to wait for
     tab.open(shown.run)
     more = "document.querySelector('[data-testid=show-comment-toggle]')"
     tab.wait(f"document.body.innerText.includes({name!r}) && {more}", 120)
