@@ -110,7 +110,8 @@ def trained(text: str) -> list[tuple[str, int, int]]:
 
 def weights(project: Path) -> dict[str, str]:
     """Fingerprint of every model that a run made: the base and all students."""
-    found = {p.name: adapter_fingerprint(p) for p in sorted(project.glob("models/students/*"))}
+    students = [p.parent for p in sorted(project.glob("models/students/*/adapter_config.json"))]
+    found = {p.name: adapter_fingerprint(p) for p in students}
     return found | {"base": model_fingerprint(project / "models/base")}
 
 
