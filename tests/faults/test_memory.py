@@ -15,6 +15,8 @@ from tests.faults.project import STUDENT, TRAINED, fresh, learner, run, trained,
 
 TRAINING = """
 import runpy, sys
+from ragdistill.stages.common import quiet_libraries
+quiet_libraries()
 import torch
 from ragdistill.training import trainer
 step = trainer.TokenLossTrainer.training_step
@@ -28,6 +30,8 @@ runpy.run_module("ragdistill.stages." + stage, run_name="__main__")
 """
 LOADING = """
 import runpy
+from ragdistill.stages.common import quiet_libraries
+quiet_libraries()
 import numpy
 from ragdistill.llm import local
 local.load_merged = lambda *args: numpy.empty(10**18)
@@ -35,6 +39,8 @@ runpy.run_module("ragdistill.stages.rollouts", run_name="__main__")
 """
 PLAYING = """
 import runpy
+from ragdistill.stages.common import quiet_libraries
+quiet_libraries()
 import torch
 from ragdistill.llm.local import LocalEngine
 LocalEngine._forward = lambda *args: torch.empty(10**15)
