@@ -75,7 +75,7 @@ def run_stage(name: str, body: Callable[[Params], str]) -> None:
             raise
         _leave(f"{name}: {said}", 1)
     except KeyboardInterrupt as e:
-        _leave(f"{name}: interrupted; {e or 'finished work is kept'}, run again to go on.", 130)
+        _leave(f"{name}: interrupted; {str(e) or 'finished work is kept'}, run again to go on.", 130)
 
 
 def plainly(error: Exception, stage: str) -> RagdistillError | None:
