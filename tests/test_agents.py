@@ -16,7 +16,7 @@ HINTS = ("To finish, clean {object} with {sinkbasin}.", "Look in {shelf} before 
 STYLES = ("act", "react", "stateact")
 CONTROL = "<|im_start|>"
 LINE = st.text(max_size=120).map(lambda t: " ".join(t.split()))
-COMMAND = st.from_regex(r"[a-z]+( [a-z]+| [0-9]{1,2}){0,6}", fullmatch=True)
+COMMAND = st.from_regex(r"[a-z]{1,20}( [a-z]{1,20}| [0-9]{1,2}){0,6}", fullmatch=True)
 
 
 @pytest.fixture(params=STYLES)

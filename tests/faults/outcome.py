@@ -14,6 +14,7 @@ import msgspec
 from ragdistill.commands.smoke import override
 from ragdistill.records import Trajectory, read_jsonl, write_json
 from tests.faults.project import STUDENT, journaled, weights
+from tests.test_mlflow_page import numbers
 
 
 def played(project: Path) -> list[Trajectory]:
@@ -60,7 +61,7 @@ def tracked(small: Path, where: Path) -> Path:
     shutil.copytree(small, where, symlinks=True)
     override(where / "params.yaml", ["sft.variants=[distilled]", "evaluate.policies=[base]"])
     for name in ("metrics.json", "timing.json", "report.html", "plots/a.json"):
-        write_json(where / "results" / name, {"success": 0.5})
+        write_json(where / "results" / name, numbers() if name == "metrics.json" else {})
     student = where / "models/students" / STUDENT
     student.mkdir(parents=True)
     (student / "adapter_model.safetensors").write_bytes(bytes(100_000))

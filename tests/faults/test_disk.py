@@ -95,7 +95,7 @@ def test_a_disk_that_fills_under_mlflow_is_one_sentence_and_nothing_is_registere
         mount -o remount,size=64m mlruns
         {stage}
         dd if=/dev/zero of=mlruns/filler bs=1k 2>/dev/null
-        echo '{{"success": 0.75}}' > results/metrics.json
+        sed -i 's/"steps": [0-9.]*/"steps": 99.5/g' results/metrics.json
         {stage}
         rm mlruns/filler
         {stage}

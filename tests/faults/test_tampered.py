@@ -155,7 +155,7 @@ def test_a_tampered_input_is_refused_in_one_sentence(
     with pytest.raises(SystemExit) as left:
         run_stage(name, lambda params: body(params, *[int(i) if i.isdigit() else i for i in item]))
     err = capfd.readouterr().err
-    lines = [line for line in err.splitlines() if not line.startswith("Loading weights:")]
+    lines = [line for line in err.splitlines() if line.strip() and not line.startswith("Loading weights:")]
     assert left.value.code == 1
     assert len(lines) == 1 and sentence in lines[0], err
     figure(what, f"refused by `{name}`, exit 1, 1 sentence")
