@@ -25,8 +25,6 @@ from ragdistill.training.sft import SftResult, recipe_key, train_lora
 from ragdistill.training.worker import Job
 
 TRAINER_VERSION = "sft-1"
-EVERY = 30.0
-"""Seconds between two lines of progress; the first step and the last always have one."""
 
 
 def train_once(  # noqa: PLR0913 - what is trained, on what, where to, and how
