@@ -63,7 +63,7 @@ def test_a_disk_that_fills_in_training_is_one_sentence_wherever_and_the_adapter_
     """Checkpoints are written by transformers, the adapter by safetensors, the student copied: none says it alike."""
     project, places = learner(small, tmp_path / "project"), (".cache/checkpoints", ".cache/adapters", "models/students")
     for place in places:
-        (project / place).mkdir(parents=True)
+        (project / place).mkdir(parents=True, exist_ok=True)
     mounts = "\n".join(f"mount -t tmpfs -o size=16k tmpfs {p}" for p in places)
     runs = "\n".join(f"{STAGE}.sft {STUDENT}; echo status $?\nmount -o remount,size=64m {p}" for p in places)
     done = in_namespace(
