@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ragdistill.commands.smoke import override
-from ragdistill.envs import identity_of, make_domain
+from ragdistill.envs import defaults_of, identity_of, make_domain
 from ragdistill.hints.extract import extract
 from ragdistill.llm.endpoint import EndpointModel
 from ragdistill.params import Params, load_params
@@ -79,7 +79,8 @@ def played(params: Params, tasks: list[Task]) -> list[Trajectory]:
 def test_episodes_and_hints_go_through_a_real_server(served: Params, tmp_path: Path) -> None:
     domain = make_domain(served.env)
     write_json(IDENTITY, {"environment": identity_of(domain, served.env)})
-    tasks = domain.tasks("train", 2, 0, GAMES / "train")
+    made, hard = domain.tasks("train", 6, 0, GAMES / "train"), defaults_of(domain).primary
+    tasks = [t for t in made if t.kind in hard][:2]  # hints come from failures
 
     there = played(served, tasks)
     override(tmp_path / "params.yaml", ["model.engine=openvino"])
