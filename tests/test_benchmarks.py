@@ -126,15 +126,19 @@ def test_agreement_counts_the_turns_that_led_to_an_action(plain: ModuleType) -> 
         id="t", task_id="t", policy="a", agent="react", attempt=0, seed=0, goal="g", bucket="b", group="r", kind="k",
         first_observation="A room.", steps=(step("look"), step(""), step("open drawer 1")), stop=StopReason.MAX_STEPS,
     )  # fmt: skip
+    assert asyncio.run(speed.agree(ScriptedModel(answer, "look"), short(), played)) == (1, 2)
+    assert seen == [2, 6], "each on its whole history"
+
+
+def short() -> Setting:
+    """Greedy play of three steps."""
     limits = AgentParams(
         name="react", context_tokens=500, max_reply_tokens=20, loop_limit=4, no_action_limit=4, examples=0
     )
-    setting = Setting(
+    return Setting(
         policy="a", run="r", agent=make_agent("react"), limits=limits, max_steps=3, temperature=0.0, environment="",
         model="",
     )  # fmt: skip
-    assert asyncio.run(speed.agree(ScriptedModel(answer, "look"), setting, played)) == (1, 2)
-    assert seen == [2, 6], "each on its whole history"
 
 
 def benchmark(where: Path, *options: str) -> list[list[str]]:
@@ -197,15 +201,8 @@ def test_a_slow_engine_s_speed_is_that_of_turns_drawn_from_all_episodes(plain: M
         asked.append(len(messages))
         return "Action: look" if len(asked) % 2 else "Action: jump"
 
-    limits = AgentParams(
-        name="react", context_tokens=500, max_reply_tokens=20, loop_limit=4, no_action_limit=4, examples=0
-    )
-    setting = Setting(
-        policy="a", run="r", agent=make_agent("react"), limits=limits, max_steps=3, temperature=0.0, environment="",
-        model="",
-    )  # fmt: skip
     job = speed.Job("a", None, (), 2, 3, 1, 9, histories=(played, played), turns=4)
-    found = asyncio.run(speed.alone(ScriptedModel(answer, "look"), setting, job))
+    found = asyncio.run(speed.alone(ScriptedModel(answer, "look"), short(), job))
     assert len(asked) == len(found.alone) == 4 and len(set(asked)) > 1, "different turns, each on its history"
     assert sum(equal for equal, _ in found.agreement) == 2
     assert found.seconds == pytest.approx(sum(found.alone) / 4 * 10) and found.steps == 10

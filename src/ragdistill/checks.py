@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 _SECRET_ARGS = ("--api-k", "--hf-t")
 """Beginnings of vLLM's arguments that hold a secret; it takes abbreviations, and `_` for `-`."""
 
+TRACKING_REMEDY = (
+    "give https://host, and put credentials into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+    "MLFLOW_TRACKING_TOKEN."
+)
+"""End of what is said of an MLflow server's address."""
+
 
 def explain(message: str, root: type[msgspec.Struct]) -> str:
     """A decoder's `message` about data for `root`, with the nearest valid key where it complains of an unknown one."""
@@ -87,10 +93,7 @@ def _servers(p: Params) -> Iterator[str]:
     if any(_holds_secret(arg) for arg in p.vllm.args):
         yield "vllm.args holds a secret; take it out: a server that is started gets a fresh key by itself."
     if p.track.uri not in (None, "env") and (fault := address_fault(p.track.uri)):
-        yield (
-            f"track.uri {fault}; give https://host, and put credentials into MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
-        )
+        yield f"track.uri {fault}; {TRACKING_REMEDY}"
 
 
 def _holds_secret(argument: str) -> bool:

@@ -28,7 +28,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from ragdistill.checks import address_fault
+from ragdistill.checks import TRACKING_REMEDY, address_fault
 from ragdistill.errors import ConfigError, EnvironmentFault, lacks_memory
 from ragdistill.files import storage_error, write_atomic
 from ragdistill.llm.keys import clean
@@ -52,8 +52,7 @@ def store_at(uri: str | None, local: Path) -> Store:
     named = os.environ.get(VARIABLE, "") if uri == "env" else uri
     if fault := address_fault(named):
         raise ConfigError(
-            f"{f'track.uri is env, but {VARIABLE}' if uri == 'env' else 'track.uri'} {fault}; give https://host, and "
-            "put credentials into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
+            f"{f'track.uri is env, but {VARIABLE}' if uri == 'env' else 'track.uri'} {fault}; {TRACKING_REMEDY}"
         )
     return named.rstrip("/")
 
@@ -75,7 +74,6 @@ def open_client(store: Store, create: bool = False) -> MlflowClient:
     the disk does.
     """
     logging.getLogger("alembic").setLevel(logging.WARNING)  # a new store prints ~60 migration lines otherwise
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.model_registry").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints the traceback of what it raises
     if isinstance(store, Path):

@@ -5,13 +5,14 @@ An environment knows no model. `ragdistill.envs.pool` runs many of them in worke
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from ragdistill.errors import ConfigError
+from ragdistill.errors import ConfigError, IdentityError
 from ragdistill.params import ColdstartParams, EnvParams
 from ragdistill.records import Observation, Record, Task, digest
 
@@ -138,6 +139,12 @@ def make_domain(params: EnvParams) -> Domain:
 
         return WebshopDomain(params.webshop)
     return plugins.make(name, params.options)
+
+
+def check_game(task: Task, game: bytes) -> None:
+    """`IdentityError` when this is not the content of the task's game."""
+    if hashlib.sha256(game).hexdigest() != task.sha256:
+        raise IdentityError(f"{task.data} is not the game that task {task.id} names; regenerate the task list.")
 
 
 def identity_of(domain: Domain, params: EnvParams) -> str:

@@ -6,7 +6,6 @@ else an environment reads has to be there. Knows no pool and no Ray.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 from functools import cache
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from ragdistill.envs import Env, identity_of, make_domain
+from ragdistill.envs import Env, check_game, identity_of, make_domain
 from ragdistill.envs.hosts import Factory, Slots
 from ragdistill.errors import IdentityError, RagdistillError
 from ragdistill.files import write_atomic
@@ -60,12 +59,6 @@ def keep(task: Task, game: bytes, folder: Path) -> Task:
     if not path.is_file():
         write_atomic(path, game)
     return msgspec.structs.replace(task, data=path.relative_to(folder).as_posix())
-
-
-def check_game(task: Task, game: bytes) -> None:
-    """`IdentityError` when this is not the content of the task's game."""
-    if hashlib.sha256(game).hexdigest() != task.sha256:
-        raise IdentityError(f"{task.data} is not the game that task {task.id} names; regenerate the task list.")
 
 
 def open_on_node(env: EnvParams, admissible: bool, identity: str, shared: Path) -> Env:

@@ -28,10 +28,10 @@ from types import ModuleType
 from typing import Any
 
 import ragdistill
-from ragdistill.envs import identity_of, make_domain
+from ragdistill.envs import check_game, identity_of, make_domain
 from ragdistill.envs.hosts import PREPARE, Factory, Host
 from ragdistill.envs.pool import EnvPool, LeasedEnv
-from ragdistill.envs.ray_node import NodeWorker, check_game, open_on_node
+from ragdistill.envs.ray_node import NodeWorker, open_on_node
 from ragdistill.errors import ConfigError, EnvironmentFault
 from ragdistill.params import EnvParams, RayParams
 from ragdistill.records import Task

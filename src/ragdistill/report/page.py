@@ -29,7 +29,7 @@ from ragdistill.report.hintuse import hint_use
 from ragdistill.report.metrics import has_scores, order, order_pairs
 from ragdistill.report.paper import Comparison
 from ragdistill.report.payback import paybacks
-from ragdistill.report.table import difference
+from ragdistill.report.table import difference, part_names
 from ragdistill.timing import Timing
 
 _HINTS, _ROOMS, _EVIDENCE = 4, 12, 24
@@ -155,7 +155,7 @@ def _rewards(m: Mapping[str, Any]) -> dict[str, Any]:
         "scores": figures.success_chart(m, "score") if scored else None,
         "score_differences": figures.difference_chart(m, "score") if scored else None,
         "difference_of": difference,
-        "part_names": list(dict.fromkeys(n for row in m.get("parts", {}).values() for n in row if n != "n")),
+        "part_names": part_names(m.get("parts", {})),
     }
 
 

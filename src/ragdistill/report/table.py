@@ -100,9 +100,14 @@ def _pair(name: str, metrics: Mapping[str, Any], scored: bool) -> tuple[str, ...
     return (name.replace("-", " − "), points(first), p_value(first), points(rest), p_value(rest), *scores)
 
 
+def part_names(parts: Mapping[str, Any]) -> list[str]:
+    """Parts of the reward that some policy earned, in the order they come."""
+    return list(dict.fromkeys(name for row in parts.values() for name in row if name != "n"))
+
+
 def _parts(parts: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Head and rows: the mean of each part of the reward over the episodes that earned one."""
-    names = list(dict.fromkeys(name for row in parts.values() for name in row if name != "n"))
+    names = part_names(parts)
     rows = [
         (p, f"{row['n']}", *(f"{100 * row[n]:.1f}" if n in row else "–" for n in names)) for p, row in parts.items()
     ]

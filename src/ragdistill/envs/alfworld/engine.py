@@ -8,7 +8,6 @@ the walkthrough or the placement.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter, defaultdict
@@ -23,11 +22,12 @@ from textworld.envs.pddl.logic import Atom, GameLogic, PddlState
 from textworld.generator.game import EntityInfo
 from textworld.logic import Placeholder, Proposition, Type, Variable
 
+from ragdistill.envs import check_game
 from ragdistill.envs.alfworld import assets
 from ragdistill.envs.alfworld.goals import infer_kind
 from ragdistill.envs.alfworld.official import PREFIX, VARIABLE, official_root
 from ragdistill.envs.alfworld.translation import Translation, Translator
-from ragdistill.errors import DataError, EnvironmentFault, IdentityError
+from ragdistill.errors import DataError, EnvironmentFault
 from ragdistill.records import Observation, Task, digest
 
 REFUSED = "Nothing happens."
@@ -252,6 +252,6 @@ class AlfworldEnv:
             raise DataError(f"{task.data} is missing under the data root; generate or download the games.") from None
         except ValueError as e:
             raise DataError(f"{task.data} is not valid JSON ({e}); generate or download it again.") from None
-        if task.sha256 and hashlib.sha256(raw).hexdigest() != task.sha256:
-            raise IdentityError(f"{task.data} is not the game that task {task.id} names; regenerate the task list.")
+        if task.sha256:
+            check_game(task, raw)
         return data
