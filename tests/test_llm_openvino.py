@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -73,6 +74,27 @@ def expected(model_dir: Path, messages: list[Message], count: int) -> list[int]:
         with torch.inference_mode():
             ids = [*ids, int(model(torch.tensor([ids])).logits[0, -1].argmax())]
     return ids[start:]
+
+
+CTRL_C = """
+import os, signal, sys, time
+from pathlib import Path
+from ragdistill.llm.openvino import OpenVinoEngine
+
+OpenVinoEngine(Path(sys.argv[1]), None, 4, Path(sys.argv[2])).close()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_after_an_engine_was_closed_is_no_crash(model_dir: Path, tmp_path: Path) -> None:
+    """OpenVINO unmaps the signal stack of the thread that loaded, whichever thread drops the pipeline."""
+    command = [sys.executable, "-c", CTRL_C, model_dir, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "interrupted"), done.stderr
 
 
 def test_greedy_replies_equal_transformers_whatever_runs_beside_them(engine: OpenVinoEngine, model_dir: Path) -> None:

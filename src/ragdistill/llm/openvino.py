@@ -12,6 +12,7 @@ import os
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,13 @@ class OpenVinoEngine(ThreadedEngine):
         kind = [self._precision, str(context), str(ENGINE_VERSION), openvino.__version__, genai.__version__]
         fingerprint = digest("openvino", gguf_fingerprint(model_dir, adapter, quantisation), *kind)
         super().__init__(ChatFormat(load_tokenizer(model_dir)), context, fingerprint)
-        self._pipeline: Any = self._load()
+        self._pipeline: Any = None
         self._kept: OrderedDict[str, list[int]] = OrderedDict()
         self._running: list[Call] = []
         self._count = 0
+        self._loaded: Future[None] = Future()
         self._start()
+        self._loaded.result()
 
     def _load(self) -> Any:
         scheduler = self._genai.SchedulerConfig()
@@ -108,6 +111,14 @@ class OpenVinoEngine(ThreadedEngine):
         return self._genai.ContinuousBatchingPipeline(str(self._path), scheduler, "CPU", properties, {})
 
     def _serve(self) -> None:
+        try:
+            # Here, not by the caller: OpenVINO gives the thread that loads a stack for signals, and takes it from the
+            # thread that drops the pipeline. A caller left without it would end in a segmentation fault at Ctrl-C.
+            self._pipeline = self._load()
+        except Exception as e:  # noqa: BLE001  (boundary: the caller raises it)
+            self._loaded.set_exception(e)
+            return
+        self._loaded.set_result(None)
         while self._receive():
             try:
                 if self._pipeline is None:
