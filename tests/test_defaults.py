@@ -34,20 +34,21 @@ def chosen(folder: Path, *overrides: str) -> Params:
 
 
 @pytest.mark.parametrize(
-    ("env", "agent", "steps", "reply", "name"),
+    ("env", "agent", "steps", "attempts", "reply", "name"),
     [
-        ("alfworld", "react", 50, 64, "ragdistill-student"),
-        ("alfworld", "stateact", 50, 200, "ragdistill-alfworld-stateact"),
-        ("webshop", "react", 15, 112, "ragdistill-webshop-react"),
-        ("webshop", "stateact", 15, 200, "ragdistill-webshop-stateact"),
-        ("webshop", "act", 15, 112, "ragdistill-webshop-act"),
+        ("alfworld", "react", 50, 2, 64, "ragdistill-student"),
+        ("alfworld", "stateact", 50, 2, 200, "ragdistill-alfworld-stateact"),
+        ("webshop", "react", 15, 6, 112, "ragdistill-webshop-react"),
+        ("webshop", "stateact", 15, 6, 200, "ragdistill-webshop-stateact"),
+        ("webshop", "act", 15, 6, 112, "ragdistill-webshop-act"),
     ],
 )
 def test_environment_and_agent_alone_choose_a_cell(
-    tmp_path: Path, env: str, agent: str, steps: int, reply: int, name: str
+    tmp_path: Path, env: str, agent: str, steps: int, attempts: int, reply: int, name: str
 ) -> None:
     p = settle(chosen(tmp_path, f"env.name={env}", f"agent.name={agent}"))
     assert (p.env.max_steps, p.agent.reply_tokens, p.track.registered_model) == (steps, reply, name)
+    assert p.rollouts.attempts == attempts
     kinds = defaults_of(make_domain(p.env)).kinds
     assert p.evaluate.primary is not None and set(p.evaluate.primary) <= set(kinds)
     assert settle(p) == p
@@ -60,10 +61,16 @@ def test_the_default_cell_has_the_values_it_was_measured_with() -> None:
 
 
 def test_what_is_said_wins(tmp_path: Path) -> None:
-    said = ("env.max_steps=7", "agent.max_reply_tokens=9", "evaluate.primary=[]", "track.registered_model=mine")
+    said = (
+        "env.max_steps=7",
+        "rollouts.attempts=3",
+        "agent.max_reply_tokens=9",
+        "evaluate.primary=[]",
+        "track.registered_model=mine",
+    )
     p = settle(chosen(tmp_path, "env.name=webshop", *said))
     assert (p.env.max_steps, p.agent.reply_tokens, p.evaluate.primary) == (7, 9, ())
-    assert p.track.registered_model == "mine"
+    assert (p.rollouts.attempts, p.track.registered_model) == (3, "mine")
 
 
 def test_null_and_its_value_name_the_same_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,6 +208,38 @@ def test_the_lamp_keeps_its_name_though_the_goal_holds_it() -> None:
     assert texts(hints, "look", "contrast") == ["To finish, take {object}, then use {desklamp}."]
 
 
+def shirt(n: int, color: str, reward: float, kind: str = "with options") -> Trajectory:
+    """A visit to a shop that ends with a purchase, `color` chosen before unless it is empty."""
+    wanted = ("red", "blue", "green", "white")[n % 4]
+    chosen = [f"click[{wanted if color == 'wanted' else color}]"] if color else []
+    goal = f"buy a shirt in {wanted}" if kind == "with options" else "buy a shirt"
+    t = play(
+        goal, "fashion", ["search[shirt]", *chosen, "click[buy now]"], won=reward == 1.0, task=f"{kind}{n}",
+        attempt=len(color), stop=StopReason.SUCCESS if reward == 1.0 else StopReason.FAILURE,
+    )  # fmt: skip
+    return msgspec.structs.replace(t, reward=reward, kind=kind)
+
+
+def test_where_nobody_won_a_task_its_best_attempts_are_contrasted_with_the_others() -> None:
+    tried = [t for n in range(6) for t in (shirt(n, "wanted", 0.8), shirt(n, "gold", 0.6), shirt(n, "", 0.6))]
+    known = [shirt(9, "", 1.0, "plain"), *corpus()]  # somebody won something
+    assert texts(mine(tried + known, PARAMS), "fashion", "contrast") == [
+        "To finish, search[{object}], then click[{object}]."
+    ]
+    flat = [msgspec.structs.replace(t, reward=0.6) for t in tried]
+    assert texts(mine(flat + known, PARAMS), "fashion", "contrast") == []
+
+
+def test_task_types_that_are_always_won_do_not_pass_for_the_rule_of_a_bucket() -> None:
+    lost = [t for n in range(6) for t in (shirt(n, "", 0.6), shirt(n, "gold", 0.6))]
+    easy = [shirt(n, "", 1.0, "plain") for n in range(6)]
+    assert texts(mine(lost + easy + corpus(), PARAMS), "fashion", "contrast") == []
+    lucky = [shirt(n, "wanted", 1.0) for n in range(2)]
+    assert texts(mine(lost + easy + lucky + corpus(), PARAMS), "fashion", "contrast") == [
+        "To finish, search[{object}], then click[{object}]."
+    ]
+
+
 def test_infrastructure_failures_are_ignored() -> None:
     broken = [
         msgspec.structs.replace(game("clean", n, won=True, attempt=3), stop=StopReason.INFRA_ERROR, error="dead")

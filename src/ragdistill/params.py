@@ -116,7 +116,7 @@ class ColdstartParams(Section, frozen=True):
 
 
 class RolloutsParams(Section, frozen=True):
-    attempts: Positive
+    attempts: Positive | None
     temperature: NonNegativeFloat
     record_admissible: bool
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ragdistill.params import LoraParams, Params
 from ragdistill.report.paper import AGENTS, published
-from ragdistill.stages.defaults import max_steps, reply_tokens
+from ragdistill.stages.defaults import max_steps, reply_tokens, settle
 from ragdistill.stages.spending import SERVED
 
 OFFICIAL = {"valid_seen": 140, "valid_unseen": 134, "official_test": 500}
@@ -111,6 +111,7 @@ def stages(p: Params, metrics: Mapping[str, Any] | None, speeds: Speeds) -> Iter
     """The stages that cost something, in the order they run; what a model that only writes or chooses hints does of
     a stage is a row of its own.
     """
+    p = settle(p)
     base, hinted = episode(p, metrics, "base"), episode(p, metrics, "rag")
     player, teacher = asked(p, None), asked(p, p.model.teacher)
     example = base.computed + base.completion

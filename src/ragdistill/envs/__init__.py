@@ -98,6 +98,8 @@ class Defaults(Record, frozen=True, kw_only=True):
 
     max_steps: int = 50
     """`env.max_steps`."""
+    attempts: int = 2
+    """`rollouts.attempts`."""
     reply_tokens: int = 64
     """`agent.max_reply_tokens` of a style that has at most a thought and an action each turn."""
     stated_reply_tokens: int = 200

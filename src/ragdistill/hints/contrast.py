@@ -1,6 +1,8 @@
 """Contrast miner: which commands do a bucket's successes share that its failures lack?
 
-Attempts at the same task are compared first and weigh more, since everything but the behaviour is equal there.
+Attempts at the same task are compared first and weigh more, since everything but the behaviour is equal there. Where no
+attempt at a task won, those that earned most stand for successes if others earned less: with a graded reward a part of
+the rule shows before the whole is ever found. Task types of a bucket that have one outcome only contrast nothing.
 Commands that any bucket's successes hold (go to, take, move) are the interface, not the rule, and are left out, unless
 failures that came to their end (the wrong purchase) lack them: these used the whole interface, so what they lack is a
 rule that all buckets share.
@@ -10,6 +12,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
 
 from ragdistill.hints.phrases import contrast_text, shorten, twice_text
 from ragdistill.hints.templates import OBJECT, ROLES, placeholders
@@ -32,6 +36,7 @@ _NEIGHBOUR = 0.5
 
 def mine_contrast(views: Sequence[View], params: HintsParams) -> list[Hint]:
     """Contrast hints of all buckets; buckets without both outcomes give none."""
+    views = _comparable(_graded(views))
     firsts = {v.id: features(v) for v in views}
     common = {b: _success_shares(group, firsts) for b, group in by_bucket(views).items()}
     hints: list[Hint] = []
@@ -39,6 +44,24 @@ def mine_contrast(views: Sequence[View], params: HintsParams) -> list[Hint]:
         others = [shares for b, shares in common.items() if b != bucket and shares]
         hints += _mine_bucket(bucket, group, firsts, others, params)
     return hints
+
+
+def _graded(views: Sequence[View]) -> list[View]:
+    """The same views, the best attempts at a task that nobody won as successes where others earned less."""
+    rewards: dict[str, list[float]] = defaultdict(list)
+    for v in views:
+        rewards[v.task_id].append(v.reward)
+    won = {v.task_id for v in views if v.success}
+    best = {task: max(earned) for task, earned in rewards.items() if task not in won and min(earned) < max(earned)}
+    return [msgspec.structs.replace(v, success=True) if v.reward == best.get(v.task_id) else v for v in views]
+
+
+def _comparable(views: Sequence[View]) -> list[View]:
+    """Those of task types with both outcomes."""
+    outcomes: dict[tuple[str, str], set[bool]] = defaultdict(set)
+    for v in views:
+        outcomes[v.bucket, v.kind].add(v.success)
+    return [v for v in views if len(outcomes[v.bucket, v.kind]) == 2]
 
 
 def features(v: View) -> dict[Feature, int]:

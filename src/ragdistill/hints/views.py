@@ -45,7 +45,10 @@ class View(msgspec.Struct, frozen=True):
     id: str
     task_id: str
     bucket: str
+    kind: str
+    """Type of the task; a bucket may hold several."""
     success: bool
+    reward: float
     roles: Roles
     steps: tuple[Played, ...]
     admissible: frozenset[str]
@@ -75,7 +78,9 @@ def _view(t: Trajectory, roles: Roles) -> View:
         mentioned = tuple(entities(action))
         steps.append(Played(action, raw, raw, mentioned, s.valid, s.observation, i))
     finished = t.stop in (StopReason.SUCCESS, StopReason.FAILURE)
-    return View(t.id, t.task_id, t.bucket, t.success, roles, tuple(steps), frozenset(offered), finished)
+    return View(
+        t.id, t.task_id, t.bucket, t.kind, t.success, t.reward, roles, tuple(steps), frozenset(offered), finished
+    )
 
 
 def _generalised(v: View, spread: frozenset[tuple[str, int]]) -> View:

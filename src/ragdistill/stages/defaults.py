@@ -21,6 +21,11 @@ def max_steps(p: Params) -> int:
     return p.env.max_steps or defaults_of(make_domain(p.env)).max_steps
 
 
+def attempts(p: Params) -> int:
+    """`rollouts.attempts`, or the environment's own."""
+    return p.rollouts.attempts or defaults_of(make_domain(p.env)).attempts
+
+
 def reply_tokens(p: Params) -> int:
     """`agent.max_reply_tokens`, or what the environment grants a turn of this style."""
     if p.agent.max_reply_tokens:
@@ -47,6 +52,7 @@ def settle(p: Params) -> Params:
         p,
         env=change(p.env, max_steps=max_steps(p)),
         agent=change(p.agent, max_reply_tokens=reply_tokens(p)),
+        rollouts=change(p.rollouts, attempts=attempts(p)),
         evaluate=change(p.evaluate, primary=primary(p)),
         track=change(p.track, registered_model=student_name(p)),
     )
