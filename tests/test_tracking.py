@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -161,6 +162,31 @@ def test_a_server_that_fails_in_the_middle_is_one_sentence_and_the_next_run_goes
     client = MlflowClient(store, store)
     runs = client.search_runs([client.search_experiments(filter_string="name = 'ragdistill'")[0].experiment_id])
     assert len(runs) == 2 and all(run.info.status == "FINISHED" for run in runs)
+
+
+def test_only_what_changed_since_the_last_projection_is_projected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(track, "STORE", tmp_path / "mlruns")
+    raw = changed("sft.variants", ["distilled"])
+    raw["evaluate"]["policies"] = ["base"]
+    finished(tmp_path, b"one", 1)
+    params, done, project = convert_params(raw), list[str](), track.project
+
+    def counted(*args: Any) -> str:
+        done.append(project(*args))
+        return done[-1]
+
+    monkeypatch.setattr(track, "project", counted)
+    assert track.body(params) == track.body(params) == done[0] and len(done) == 1
+    client = MlflowClient(store := f"sqlite:///{tmp_path}/mlruns/mlflow.db", store)
+    client.delete_run(done[0].split()[1])
+    assert track.body(params) != done[0], "somebody deleted the run: there is a new one"
+    (tmp_path / "results/report.html").write_text("another page")
+    track.body(params)
+    finished(tmp_path, b"two", 1)
+    assert track.body(params).endswith("version 2") and len(done) == 4
 
 
 def test_where_results_are_recorded_is_no_part_of_what_they_are() -> None:

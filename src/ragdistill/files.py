@@ -1,4 +1,4 @@
-"""Writing files whole or not at all. Knows nothing of what is in them.
+"""Writing files whole or not at all, and what identifies a directory. Knows nothing of what is in them.
 
 A disk that is full or read-only is one designed error that says what to do; what was there before stays.
 """
@@ -6,6 +6,7 @@ A disk that is full or read-only is one designed error that says what to do; wha
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -73,6 +74,15 @@ def _refusals(e: BaseException) -> Iterator[tuple[int, str, str]]:
 def _printed(text: str) -> int:
     found = _NUMBER.search(text)
     return int(found.group(1) or found.group(2)) if found else 0
+
+
+def tree_sha256(directory: Path) -> str:
+    """Hex sha256 over names and contents of all files below `directory`, in name order."""
+    outer = hashlib.sha256()
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        outer.update(path.relative_to(directory).as_posix().encode() + b"\0")
+        outer.update(hashlib.sha256(path.read_bytes()).digest())
+    return outer.hexdigest()
 
 
 def write_atomic(path: Path, data: bytes) -> None:

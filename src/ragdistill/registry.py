@@ -7,7 +7,6 @@ This module knows no metric name.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from ragdistill.errors import ConfigError, DataError
+from ragdistill.files import tree_sha256
 from ragdistill.tracking import Store, experiment, open_client, recorded, store_uri
 
 LINEAGE_TAG, SHA_TAG = "ragdistill.lineage", "ragdistill.adapter_sha256"
@@ -116,15 +116,6 @@ def download(store: Store, name: str, alias: str, dest: Path) -> Path:
             raise DataError(f"Version {version.version} of {name} changed in the store; project it again.")
         shutil.copytree(got, dest, dirs_exist_ok=True)
     return dest
-
-
-def tree_sha256(directory: Path) -> str:
-    """Hex sha256 over names and contents of all files below `directory`, in name order."""
-    outer = hashlib.sha256()
-    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-        outer.update(path.relative_to(directory).as_posix().encode() + b"\0")
-        outer.update(hashlib.sha256(path.read_bytes()).digest())
-    return outer.hexdigest()
 
 
 def _run(client: MlflowClient, experiment_id: str, p: Projection) -> str:

@@ -23,6 +23,7 @@ from ragdistill.llm.scripted import ScriptedModel
 from ragdistill.params import AgentParams
 from ragdistill.records import Message, StopReason, Task, Trajectory
 from ragdistill.rollout import Setting, play_all
+from ragdistill.stages.track import RECEIPT
 from tests.faults.conftest import Figure
 from tests.faults.outcome import registered, tracked
 from tests.faults.project import entries, fresh, run
@@ -222,6 +223,7 @@ def test_a_clock_that_jumps_registers_nothing_twice(small: Path, tmp_path: Path,
     """MLflow orders what it holds by time: the run is found again all the same, and so is the version."""
     project = tracked(small, tmp_path / "project")
     for command in (("-c", JUMPING, "track"), ("-c", JUMPING, "track"), ("-m", "ragdistill.stages.track")):
+        (project / "mlruns" / RECEIPT).unlink(missing_ok=True)
         done = run(project, *command)
         assert done.returncode == 0, done.stderr
         assert "ragdistill-student version 1 (" in done.stdout

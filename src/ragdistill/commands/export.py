@@ -11,6 +11,7 @@ from typing import Any
 from ragdistill import progress
 from ragdistill.commands.play import ALIASES, resolve
 from ragdistill.errors import ConfigError
+from ragdistill.files import tree_sha256
 from ragdistill.journal import cache_dir
 from ragdistill.llm import ChatModel, cpu_env
 from ragdistill.llm.weights import BASE_IDENTITY, adapter_fingerprint, model_fingerprint
@@ -100,7 +101,6 @@ def _chats(run: str, count: int) -> list[tuple[Message, ...]]:
 
 def _facts(params: Params, base: Path, adapter: Path, run: str, served: str) -> dict[str, Any]:
     """What the card says of origin and quality. Metrics and data are stated only of a student of these very files."""
-    from ragdistill.registry import tree_sha256
     from ragdistill.serving.card import licence_of
 
     training = adapter / "training.json"
