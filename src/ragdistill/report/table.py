@@ -101,15 +101,16 @@ def _pair(name: str, metrics: Mapping[str, Any], scored: bool) -> tuple[str, ...
 
 
 def part_names(parts: Mapping[str, Any]) -> list[str]:
-    """Parts of the reward that some policy earned, in the order they come."""
-    return list(dict.fromkeys(name for row in parts.values() for name in row if name != "n"))
+    """Parts of the reward that some policy earned, in name order: a file that was read back has no other."""
+    return sorted({name for row in parts.values() for name in row} - {"n"})
 
 
 def _parts(parts: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Head and rows: the mean of each part of the reward over the episodes that earned one."""
     names = part_names(parts)
     rows = [
-        (p, f"{row['n']}", *(f"{100 * row[n]:.1f}" if n in row else "–" for n in names)) for p, row in parts.items()
+        (p, f"{row['n']}", *(f"{100 * row[n]:.1f}" if n in row else "–" for n in names))
+        for p, row in ((p, parts[p]) for p in order(parts))
     ]
     return ("parts of the reward, %", "episodes", *names), rows
 
