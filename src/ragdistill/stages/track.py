@@ -1,7 +1,7 @@
 """Stage `track`: projects the result files into one MLflow run and registers the student as `challenger`.
 
 Always runs, and is idempotent: the run is found by the hash of what it shows, the version by the adapter's hash. Where
-neither what is shown nor the project's own store has changed since, a receipt says so without loading MLflow.
+neither what is shown nor the project's own store has changed since, a receipt says so before anything heavy is loaded.
 """
 
 from __future__ import annotations
@@ -15,10 +15,6 @@ import msgspec
 from ragdistill.files import tree_sha256
 from ragdistill.params import Params
 from ragdistill.records import Trajectory, digest, read_json, read_jsonl, write_json
-from ragdistill.report import headline
-from ragdistill.report.csvs import read_loss
-from ragdistill.report.metrics import order
-from ragdistill.report.words import UNRECORDED
 from ragdistill.stages.common import BANK, EVAL, RESULTS, SFT, STORE, STUDENTS, TASKS, run_stage
 from ragdistill.stages.defaults import settle, student_name
 
@@ -77,6 +73,10 @@ def receipt(state: str) -> str:
 def project(params: Params, hashes: Mapping[str, str]) -> str:
     """Show the results in MLflow and say where."""
     from ragdistill import registry, traces, tracking
+    from ragdistill.report import headline
+    from ragdistill.report.csvs import read_loss
+    from ragdistill.report.metrics import order
+    from ragdistill.report.words import UNRECORDED
 
     name, metrics = student_name(params), read_json(RESULTS / "metrics.json")
     students = [f"{v}-{s}" for v in params.sft.variants for s in params.sft.seeds]
