@@ -127,8 +127,14 @@ def test_latency_is_a_step_s_not_only_an_episode_s() -> None:
     assert "Latency of a step" not in text_of(Page(nothing))
 
 
+def test_groups_of_a_task_or_two_are_no_rooms_to_look_at() -> None:
+    of_three, of_two = ([episode("base", t, False, group=f"room{t // n}") for t in range(12)] for n in (3, 2))
+    assert ">By room<" in render(Page(measure(of_three)))
+    assert ">By room<" not in render(Page(measure(of_two)))
+
+
 def test_every_table_that_scrolls_can_be_reached_by_keyboard_and_has_a_name_and_a_head() -> None:
-    m = measure([episode("base", t, False, group=f"room{t}") for t in range(40)])
+    m = measure([episode("base", t, False, group=f"room{t % 13}") for t in range(40)])
     many = [Hint(id=str(i), bucket="b", text=f"text {i}", kind="contrast") for i in range(9)]
     html = render(Page(m, hints=many))
     scrolls = re.findall(r'<div class="scroll"([^>]*)>\s*<table[^>]*>\s*(<\w+>)', html)

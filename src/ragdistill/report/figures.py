@@ -17,6 +17,8 @@ from ragdistill.report.table import difference, percent, points
 
 _MAIN = ("base", "rag", "sft", "distilled")
 """Policies shown for each task kind and room."""
+_LEAST = 3
+"""Tasks that a room holds at least to be shown: a product that two goals ask for says nothing by itself."""
 _COSTS = (
     ("steps", "steps an episode"),
     ("tokens_billed", "tokens an episode, billed"),
@@ -92,12 +94,12 @@ def kind_charts(m: Mapping[str, Any]) -> list[tuple[str, int, IntervalChart]]:
 
 
 def room_table(m: Mapping[str, Any]) -> tuple[list[str], list[Room]]:
-    """(policies, rooms with most tasks first)."""
+    """(policies, rooms of `_LEAST` tasks or more, those with most first)."""
     names = [n for n in order({n for part in m["by_room"].values() for n in part}) if n in _MAIN]
     rooms = [
         Room(room, max(c["n"] for c in part.values()), tuple((n, part.get(n)) for n in names))
         for room, part in m["by_room"].items()
-        if part
+        if part and max(c["n"] for c in part.values()) >= _LEAST
     ]
     return names, sorted(rooms, key=lambda r: (-r.tasks, r.name))
 
