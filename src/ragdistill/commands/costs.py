@@ -13,7 +13,7 @@ from typing import Any
 
 from ragdistill.params import LoraParams, Params
 from ragdistill.report.paper import AGENTS, published
-from ragdistill.stages.defaults import max_steps, reply_tokens, settle
+from ragdistill.stages.defaults import attempts, max_steps, reply_tokens
 from ragdistill.stages.spending import SERVED
 
 OFFICIAL = {"valid_seen": 140, "valid_unseen": 134, "official_test": 500}
@@ -111,28 +111,27 @@ def stages(p: Params, metrics: Mapping[str, Any] | None, speeds: Speeds) -> Iter
     """The stages that cost something, in the order they run; what a model that only writes or chooses hints does of
     a stage is a row of its own.
     """
-    p = settle(p)
     base, hinted = episode(p, metrics, "base"), episode(p, metrics, "rag")
     player, teacher = asked(p, None), asked(p, p.model.teacher)
     example = base.computed + base.completion
     if p.coldstart.enabled:
         yield training("coldstart", p.coldstart.demos * example, p.coldstart.lora, p, speeds)
-    attempts = p.tasks.train * p.rollouts.attempts
-    yield playing("rollouts", attempts, base, teacher, p, speeds)
+    tried = p.tasks.train * attempts(p)
+    yield playing("rollouts", tried, base, teacher, p, speeds)
     if p.hints.extractor == "llm":
-        yield extracting(attempts * (1 - base.success), example, asked(p, p.hints.llm.model or teacher), p, speeds)
+        yield extracting(tried * (1 - base.success), example, asked(p, p.hints.llm.model or teacher), p, speeds)
     if p.lift.hints:
         types = TYPES.get(p.env.name, 1)
         each = types * min(p.lift.tasks, p.tasks.train / types) * p.lift.attempts
         yield playing("lift", each * (1 + p.lift.hints), base, teacher, p, speeds)
-    taught = p.tasks.train if p.teach.tasks == "all" else p.tasks.train * (1 - base.success) ** p.rollouts.attempts
+    taught = p.tasks.train if p.teach.tasks == "all" else p.tasks.train * (1 - base.success) ** attempts(p)
     for variant in p.teach.variants:
         play = base if variant == "retry" else hinted
         episodes = taught * p.teach.attempts
         yield playing(f"teach@{variant}", episodes, play, teacher, p, speeds)
         yield from choosing(f"teach@{variant}", episodes if variant == "hints" else 0, teacher, p, speeds)
     for variant in p.sft.variants:
-        won = min(p.strip.per_task, p.rollouts.attempts) * p.tasks.train * (base.success + hinted.success) / 2
+        won = min(p.strip.per_task, attempts(p)) * p.tasks.train * (base.success + hinted.success) / 2
         for seed in p.sft.seeds:
             yield training(f"sft@{variant}-{seed}", won * example, p.sft.lora, p, speeds)
     yield from evaluating(p, base, hinted, player, speeds)
