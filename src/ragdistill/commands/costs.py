@@ -116,7 +116,8 @@ def stages(p: Params, metrics: Mapping[str, Any] | None, speeds: Speeds) -> Iter
     example = base.computed + base.completion
     if p.coldstart.enabled:
         yield training("coldstart", p.coldstart.demos * example, p.coldstart.lora, p, speeds)
-    tried = p.tasks.train * attempts(p)
+    each_task = attempts(p)
+    tried = p.tasks.train * each_task
     yield playing("rollouts", tried, base, teacher, p, speeds)
     if p.hints.extractor == "llm":
         yield extracting(tried * (1 - base.success), example, asked(p, p.hints.llm.model or teacher), p, speeds)
@@ -124,14 +125,14 @@ def stages(p: Params, metrics: Mapping[str, Any] | None, speeds: Speeds) -> Iter
         types = TYPES.get(p.env.name, 1)
         each = types * min(p.lift.tasks, p.tasks.train / types) * p.lift.attempts
         yield playing("lift", each * (1 + p.lift.hints), base, teacher, p, speeds)
-    taught = p.tasks.train if p.teach.tasks == "all" else p.tasks.train * (1 - base.success) ** attempts(p)
+    taught = p.tasks.train if p.teach.tasks == "all" else p.tasks.train * (1 - base.success) ** each_task
     for variant in p.teach.variants:
         play = base if variant == "retry" else hinted
         episodes = taught * p.teach.attempts
         yield playing(f"teach@{variant}", episodes, play, teacher, p, speeds)
         yield from choosing(f"teach@{variant}", episodes if variant == "hints" else 0, teacher, p, speeds)
     for variant in p.sft.variants:
-        won = min(p.strip.per_task, attempts(p)) * p.tasks.train * (base.success + hinted.success) / 2
+        won = min(p.strip.per_task, each_task) * p.tasks.train * (base.success + hinted.success) / 2
         for seed in p.sft.seeds:
             yield training(f"sft@{variant}-{seed}", won * example, p.sft.lora, p, speeds)
     yield from evaluating(p, base, hinted, player, speeds)

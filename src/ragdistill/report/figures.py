@@ -99,9 +99,9 @@ def room_table(m: Mapping[str, Any]) -> tuple[list[str], list[Room]]:
     rooms = [
         Room(room, max(c["n"] for c in part.values()), tuple((n, part.get(n)) for n in names))
         for room, part in m["by_room"].items()
-        if part and max(c["n"] for c in part.values()) >= _LEAST
+        if part
     ]
-    return names, sorted(rooms, key=lambda r: (-r.tasks, r.name))
+    return names, sorted((r for r in rooms if r.tasks >= _LEAST), key=lambda r: (-r.tasks, r.name))
 
 
 def cost_charts(m: Mapping[str, Any]) -> list[IntervalChart]:

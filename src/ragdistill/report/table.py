@@ -109,8 +109,8 @@ def _parts(parts: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, .
     """Head and rows: the mean of each part of the reward over the episodes that earned one."""
     names = part_names(parts)
     rows = [
-        (p, f"{row['n']}", *(f"{100 * row[n]:.1f}" if n in row else "–" for n in names))
-        for p, row in ((p, parts[p]) for p in order(parts))
+        (p, f"{parts[p]['n']}", *(f"{100 * parts[p][n]:.1f}" if n in parts[p] else "–" for n in names))
+        for p in order(parts)
     ]
     return ("parts of the reward, %", "episodes", *names), rows
 
