@@ -124,7 +124,7 @@ def _setting(job: Job, params: Params) -> Setting:
     """Greedy play of the project's agent, within the context that every mode can hold."""
     limits = params.agent
     if job.model:
-        from ragdistill.llm.local import MAX_CONTEXT
+        from ragdistill.llm.weights import MAX_CONTEXT
 
         limits = msgspec.structs.replace(limits, context_tokens=min(limits.context_tokens, MAX_CONTEXT))
     return Setting(

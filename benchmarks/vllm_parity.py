@@ -23,13 +23,13 @@ from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
 from ragdistill.llm.choice import has_openvino
 from ragdistill.records import Message, SftExample, read_jsonl
 from ragdistill.serving import parity, vllm
-from ragdistill.serving.vllm_chat import MAX_CONTEXT, VllmChat
+from ragdistill.serving.vllm_chat import VllmChat
 
 cpu_env.apply()
 
 import torch  # noqa: E402
 
-from ragdistill.llm.weights import context_of, load_merged, save_merged  # noqa: E402
+from ragdistill.llm.weights import MAX_CONTEXT, context_of, load_merged, save_merged  # noqa: E402
 
 Turn = Sequence[Message]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import msgspec
 import pytest
 
 from ragdistill.errors import ConfigError
-from ragdistill.llm import choice, engine_of
+from ragdistill.llm import choice, context_limit, engine_of
 from ragdistill.llm.choice import choose
 from ragdistill.llm.weights import save_merged, write_base_identity
 from ragdistill.params import Params, load_params
@@ -150,6 +151,25 @@ def students_of(toy: Path, place: Path) -> tuple[Path, Path]:
         write_base_identity(place / name, on)
         made.append(save_merged(toy, place / name, place / "base", "base") if name == "coldstart" else place / name)
     return made[0], made[1]
+
+
+@pytest.mark.parametrize("installed", [True, False], ids=["openvino", "torch"])
+def test_the_engine_holds_what_the_agent_may_fill_and_the_model_was_made_for(
+    toy: Path, tmp_path: Path, machine: Any, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    if installed and not choice.has_openvino():
+        pytest.skip("openvino-genai is not installed")
+    machine(openvino=installed, cuda=False)
+    monkeypatch.setenv("RAGDISTILL_CACHE", str(tmp_path / "cache"))
+    made_for = json.loads((toy / "config.json").read_text())["max_position_embeddings"]
+    params, held = changed(concurrency=2), {}
+    for most in (made_for - 100, made_for - 50, 10 * made_for):
+        agent = msgspec.structs.replace(params.agent, context_tokens=most)
+        for context in (0, made_for - 20):
+            model = open_model(msgspec.structs.replace(params, agent=agent), toy, context=context)
+            held[most, context] = context_limit(model)
+            model.close()
+    assert held == {(most, own): min(max(most, own), made_for) for most, own in held}
 
 
 @pytest.mark.parametrize("installed", [True, False], ids=["openvino", "torch"])

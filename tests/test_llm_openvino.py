@@ -125,10 +125,10 @@ def test_the_stop_token_ends_a_reply_and_is_counted(
 def test_length_and_context_end_a_reply(engine: OpenVinoEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = engine.count_tokens(CHATS[0])
     assert replies(engine, CHATS[:1])[0].finish == "length"
-    monkeypatch.setattr(engine, "_context", prompt + 5)
+    monkeypatch.setattr(engine, "context", prompt + 5)
     (reply,) = replies(engine, CHATS[:1])
     assert (reply.finish, reply.usage.completion_tokens) == ("context", 5)
-    monkeypatch.setattr(engine, "_context", prompt)
+    monkeypatch.setattr(engine, "context", prompt)
     assert replies(engine, CHATS[:1]) == [Reply(text="", usage=Usage(prompt_tokens=prompt), finish="context")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,27 @@ def test_values_that_are_wrong_together_fail_before_anything_runs(key: str, valu
     with pytest.raises(ConfigError, match=says) as caught:
         convert_params(changed(key, value))
     assert "secret" not in str(caught.value).replace("a secret", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, "raw"),
+        ({"evaluate.policies": ["base"]}, None),
+        ({"coldstart.enabled": False}, None),
+        ({"evaluate.policies": ["base"], "model.teacher": "owner/larger"}, "model.teacher owner/larger"),
+        ({"evaluate.policies": ["base"], "model.teacher": "endpoint"}, None),
+        ({"coldstart.enabled": False, "hints.llm.model": "owner/other"}, None),
+        ({"coldstart.enabled": False, "hints.llm.model": "owner/other", "hints.extractor": "llm"}, "owner/other"),
+    ],
+)
+def test_a_server_of_one_base_is_never_asked_for_other_weights(change: dict[str, object], says: str | None) -> None:
+    raw = changed("model.engine", "vllm")
+    for key, value in {"vllm.url": "http://h:1/v1", **change}.items():
+        *sections, last = key.split(".")
+        reduce(lambda section, name: section[name], sections, raw)[last] = value
+    if says is None:
+        convert_params(raw)
+    else:
+        with pytest.raises(ConfigError, match=f"vllm.url serves one base.*{says}"):
+            convert_params(raw)

@@ -89,6 +89,7 @@ class ToyModel:
 
     def __init__(self, policy: Policy, jitter: int = 0) -> None:
         self.policy, self.jitter = policy, random.Random(jitter)
+        self.context: int | None = None
         self.seen: list[tuple[str, list[Message], Sampling]] = []
         self.forgotten: list[str] = []
 
@@ -447,9 +448,14 @@ def test_the_kept_beginning_is_stable_for_several_turns() -> None:
     assert len(set(starts)) <= 1 + 60 / 8 and starts[-1] != starts[0]
 
 
-def test_no_prompt_exceeds_the_budget_and_all_end_with_the_newest_observation(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("budget", "holds"), [(400, None), (400, 9000), (4000, 400)])
+def test_no_prompt_exceeds_the_budget_or_the_model_and_all_end_with_the_newest_observation(
+    tmp_path: Path, budget: int, holds: int | None
+) -> None:
     model = ToyModel(lambda m, s: say(f"poke {s.seed % 5} " + "very " * 20 + "hard"))
-    limits = msgspec.structs.replace(LIMITS, context_tokens=400)
+    if holds:
+        model.context = holds
+    limits = msgspec.structs.replace(LIMITS, context_tokens=budget)
     (done,) = play(tmp_path, never, TASKS[:1], model=model, limits=limits, max_steps=40)
     assert done.stop is StopReason.MAX_STEPS
     prompts = [chat for _, chat, _ in model.seen]

@@ -90,10 +90,25 @@ def _servers(p: Params) -> Iterator[str]:
         yield "endpoint.budget cannot be kept while endpoint.prices are 0; set the prices, or budget: null."
     if p.vllm.url is not None and (fault := address_fault(p.vllm.url)):
         yield f"vllm.url {fault}; give http://host:8000/v1, and put the key into the variable VLLM_API_KEY."
+    if p.model.engine == "vllm" and p.vllm.url and (others := list(_other_weights(p))):
+        yield (
+            f"vllm.url serves one base, and {', '.join(others)} would be answered by it all the same; take that "
+            "out, or set vllm.url: null."
+        )
     if any(_holds_secret(arg) for arg in p.vllm.args):
         yield "vllm.args holds a secret; take it out: a server that is started gets a fresh key by itself."
     if p.track.uri not in (None, "env") and (fault := address_fault(p.track.uri)):
         yield f"track.uri {fault}; {TRACKING_REMEDY}"
+
+
+def _other_weights(p: Params) -> Iterator[str]:
+    """What plays or writes hints with weights that are neither the base's nor a student's."""
+    if p.coldstart.enabled and "raw" in p.evaluate.policies:
+        yield "raw (evaluate.policies, before the cold start)"
+    if p.model.teacher not in (None, "endpoint"):
+        yield f"model.teacher {p.model.teacher}"
+    if p.hints.llm.model not in (None, "endpoint") and "llm" in (p.hints.extractor, p.hints.ranker):
+        yield f"hints.llm.model {p.hints.llm.model}"
 
 
 def _holds_secret(argument: str) -> bool:

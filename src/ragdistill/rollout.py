@@ -20,7 +20,7 @@ import msgspec
 from ragdistill.agents import Agent
 from ragdistill.errors import EnvironmentFault, designed
 from ragdistill.journal import Journal
-from ragdistill.llm import ChatModel, Sampling
+from ragdistill.llm import ChatModel, Sampling, context_limit
 from ragdistill.params import AgentParams
 from ragdistill.records import (
     Hint,
@@ -199,7 +199,8 @@ class Episode:
             found = s.retrieve(observation.bucket, observation.goal, self.seed)
             self.hints = await found if isawaitable(found) else found
         while True:
-            chat = fit(self._chat(), s.limits.context_tokens - s.limits.reply_tokens, model.count_tokens)
+            budget = min(s.limits.context_tokens, context_limit(model)) - s.limits.reply_tokens
+            chat = fit(self._chat(), budget, model.count_tokens)
             if chat is None:
                 self.stop = StopReason.CONTEXT_FULL
                 return
@@ -217,8 +218,7 @@ class Episode:
                 self.stop, self.error = StopReason.BAD_REPLY, utf8(reply.text)
                 return
             await self._act(env, utf8(reply.text))
-            stop = self._stop_reason()
-            if stop:
+            if stop := self._stop_reason():
                 self.stop = stop
                 return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -71,6 +72,12 @@ class ChatModel(Protocol):
     def fingerprint(self) -> str:
         """Identity of weights, tokenizer, precision and engine version."""
         ...
+
+
+def context_limit(model: ChatModel) -> int:
+    """Tokens of prompt and reply that `model` holds (attribute `context`); no limit where it says nothing."""
+    said = getattr(model, "context", None)
+    return said if isinstance(said, int) else sys.maxsize
 
 
 def engine_of(model: ChatModel) -> Engine:

@@ -53,7 +53,7 @@ class ThreadedEngine:
     """As it stands in messages."""
 
     def __init__(self, form: ChatFormat, context: int, fingerprint: str) -> None:
-        self._format, self._context, self._fingerprint = form, context, fingerprint
+        self._format, self.context, self._fingerprint = form, context, fingerprint
         self._inbox: queue.SimpleQueue[Call | str | None] = queue.SimpleQueue()
         self._closed = False
 
@@ -62,7 +62,7 @@ class ThreadedEngine:
         if self._closed:
             raise self._gone()
         call = Call(self._format.prompt_ids(messages), sampling, conversation, Future())
-        if len(call.prompt) >= self._context:
+        if len(call.prompt) >= self.context:
             return Reply(text="", usage=Usage(prompt_tokens=len(call.prompt)), finish="context")
         self._inbox.put(call)
         return await asyncio.wrap_future(call.future)

@@ -27,12 +27,10 @@ import torch  # noqa: E402  (the environment above is read when torch is loaded)
 from ragdistill.llm.kv_cache import Blocks, Chunk  # noqa: E402
 from ragdistill.llm.runner import HuggingFaceRunner  # noqa: E402
 from ragdistill.llm.sampling import next_tokens  # noqa: E402
-from ragdistill.llm.weights import adapter_fingerprint, load_merged, model_fingerprint  # noqa: E402
+from ragdistill.llm.weights import MAX_CONTEXT, adapter_fingerprint, load_merged, model_fingerprint  # noqa: E402
 
 ENGINE_VERSION = 1
 """Part of the fingerprint; bumped when a change alters outputs."""
-MAX_CONTEXT = 4096
-"""Default bound of a conversation in tokens (less if the model's own is less)."""
 CHUNK = 256
 """Most prompt tokens of one conversation in one step."""
 STEP_TOKENS = 1024
@@ -102,7 +100,7 @@ class LocalEngine(ThreadedEngine):
         name = "float32" if reference else best_dtype(where) if dtype == "auto" else dtype
         model = _load(model_dir, adapter, _DTYPES[name], where)
         context = min(max_context, int(getattr(model.config, "max_position_embeddings", max_context)))
-        kind = ["reference" if reference else "batched", name, str(ENGINE_VERSION), str(context)]
+        kind = ["reference" if reference else "batched", name, str(ENGINE_VERSION), str(MAX_CONTEXT)]
         kind += [] if where == "cpu" else [where]
         parts = [model_fingerprint(model_dir), adapter_fingerprint(adapter) if adapter else ""]
         super().__init__(ChatFormat(load_tokenizer(model_dir)), context, digest("local", *parts, *kind))
@@ -210,7 +208,7 @@ class LocalEngine(ThreadedEngine):
             self._finish(call, slot, text[:cut], "stop")
         elif len(call.generated) >= call.sampling.max_tokens:
             self._finish(call, slot, self._format.decode(call.generated), "length")
-        elif len(call.prompt) + len(call.generated) >= self._context:
+        elif len(call.prompt) + len(call.generated) >= self.context:
             self._finish(call, slot, self._format.decode(call.generated), "context")
 
     def _finish(self, call: Call, slot: Slot, text: str, finish: str) -> None:

@@ -23,9 +23,9 @@ from ragdistill.llm import Engine
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
 from ragdistill.llm.front import Call, ThreadedEngine
 from ragdistill.llm.gguf_export import export_gguf, gguf_fingerprint
-from ragdistill.llm.local import MAX_CONTEXT, best_dtype
+from ragdistill.llm.local import best_dtype
 from ragdistill.llm.slots import common_prefix
-from ragdistill.llm.weights import context_of
+from ragdistill.llm.weights import MAX_CONTEXT, context_of
 from ragdistill.records import digest, read_json
 
 ENGINE_VERSION = 1
@@ -84,7 +84,7 @@ class OpenVinoEngine(ThreadedEngine):
         self.engine = Engine(name="OpenVINO GenAI", version=version, precision=dtype, device="CPU")
         self._max_batch = max_batch
         self._cache_gb = _cache_gb(config, max_batch * context, 4 if self._precision == "f32" else 2)
-        kind = [self._precision, str(context), str(ENGINE_VERSION), openvino.__version__, genai.__version__]
+        kind = [self._precision, str(MAX_CONTEXT), str(ENGINE_VERSION), openvino.__version__, genai.__version__]
         fingerprint = digest("openvino", gguf_fingerprint(model_dir, adapter, quantisation), *kind)
         super().__init__(ChatFormat(load_tokenizer(model_dir)), context, fingerprint)
         self._pipeline: Any = None
@@ -152,7 +152,7 @@ class OpenVinoEngine(ThreadedEngine):
 
     def _config(self, call: Call) -> Any:
         sampling, config = call.sampling, self._genai.GenerationConfig()
-        config.max_new_tokens = min(sampling.max_tokens, self._context - len(call.prompt))
+        config.max_new_tokens = min(sampling.max_tokens, self.context - len(call.prompt))
         config.stop_token_ids = set(self._format.stop_ids)
         config.do_sample = sampling.temperature > 0
         if config.do_sample:
@@ -184,7 +184,7 @@ class OpenVinoEngine(ThreadedEngine):
                 call.handle.stop()
             self._finish(call, text, "stop")
         elif done and call.generated:
-            full = len(call.prompt) + len(call.generated) >= self._context
+            full = len(call.prompt) + len(call.generated) >= self.context
             length = len(call.generated) >= call.sampling.max_tokens
             self._finish(call, self._format.decode(call.generated), "context" if full and not length else "length")
         elif done:

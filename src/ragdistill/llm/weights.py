@@ -36,6 +36,11 @@ WHEEL_ENV = "RAGDISTILL_SMOLLM2_WHEEL"
 """Environment variable naming a wheel file that was already downloaded."""
 IDENTITY = "identity.json"
 BASE_IDENTITY = "base_identity.json"
+MAX_CONTEXT = 4096
+"""Tokens of a conversation where nobody says how many (less if the model's own are less).
+
+Part of what engines are named by, whatever they hold: journals say so since it was the same for all.
+"""
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 _CONTENT = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*")
 _CONTENT_EXTRA = ("chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")

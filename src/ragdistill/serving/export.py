@@ -25,15 +25,13 @@ from ragdistill.serving.parity import Chat, Row
 import torch  # isort: skip  (after parity, which prepares the process)
 
 from ragdistill.llm.gguf_export import export_gguf
-from ragdistill.llm.weights import BASE_IDENTITY, check_adapter, context_of, load_merged, save_merged
+from ragdistill.llm.weights import BASE_IDENTITY, MAX_CONTEXT, check_adapter, context_of, load_merged, save_merged
 
 REPORT = "parity.json"
 """Also the sign that a directory is an export, which may be replaced."""
 ADAPTER, MERGED, GGUF, CARD = "adapter", "merged", "gguf", "README.md"
 _ADAPTER_FILES = ("adapter_config.json", BASE_IDENTITY, "training.json", "loss.csv")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MAX_CONTEXT = 4096
-"""Tokens of a chat that are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)

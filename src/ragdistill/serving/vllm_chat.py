@@ -17,15 +17,13 @@ from ragdistill.errors import EnvironmentFault
 from ragdistill.llm import Engine, Reply, Sampling
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
 from ragdistill.llm.keys import clean, hide
-from ragdistill.llm.weights import adapter_fingerprint, context_of, model_fingerprint
+from ragdistill.llm.weights import MAX_CONTEXT, adapter_fingerprint, context_of, model_fingerprint
 from ragdistill.llm.wire import NO_SCHEMAS, response_format
 from ragdistill.records import Message, Usage, digest
 from ragdistill.serving.vllm import VllmServer
 
 VERSION = 1
 """Part of the fingerprint; bumped when a change alters outputs."""
-MAX_CONTEXT = 4096
-"""Tokens of a conversation; the server has to be started with at least as many."""
 NO_FORMS = (*NO_SCHEMAS, "structured", "grammar")
 """In the words of a vLLM that has no backend for a schema, or for this one."""
 _DEADLINE = 600.0
@@ -36,19 +34,26 @@ class VllmChat:
     """One model of a server: its base, or a student that is loaded by `__init__`."""
 
     def __init__(
-        self, server: VllmServer, base: Path, adapter: Path | None, max_batch: int, on_close: Callable[[], None]
+        self,
+        server: VllmServer,
+        base: Path,
+        adapter: Path | None,
+        max_batch: int,
+        on_close: Callable[[], None],
+        max_context: int = MAX_CONTEXT,
     ) -> None:
         """`on_close` is called by `close`: a caller that started the server for this model alone stops it there.
 
+        The server has to hold `max_context` tokens a conversation, or what the base was made for if that is less.
         `IdentityError` for an adapter of another base. A server that was given by address is trusted to hold `base`.
         """
         from openai import OpenAI
 
         self._name = server.load(base, adapter) if adapter else server.base_name
-        self._format, self._context = ChatFormat(load_tokenizer(base)), context_of(base, MAX_CONTEXT)
+        self._format, self.context = ChatFormat(load_tokenizer(base)), context_of(base, max_context)
         parts = [model_fingerprint(base), adapter_fingerprint(adapter) if adapter else ""]
         version = server.version()
-        self._fingerprint = digest("vllm", *parts, version, str(self._context), str(VERSION))
+        self._fingerprint = digest("vllm", *parts, version, str(MAX_CONTEXT), str(VERSION))
         self.engine = Engine(name="vLLM", version=version)
         self._key, self._schemas = server.key, True
         self._client = OpenAI(base_url=server.url, api_key=server.key or "none", timeout=_DEADLINE, max_retries=2)
@@ -58,14 +63,14 @@ class VllmChat:
     async def chat(self, messages: Sequence[Message], sampling: Sampling, conversation: str = "") -> Reply:
         """Answer; see `ChatModel.chat`. The server finds what it computed before by content, not by `conversation`."""
         prompt = self._format.prompt_ids(messages)
-        if len(prompt) >= self._context:
+        if len(prompt) >= self.context:
             return Reply(text="", usage=Usage(prompt_tokens=len(prompt)), finish="context")
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, prompt, sampling)
 
     def _ask(self, prompt: list[int], sampling: Sampling) -> Reply:
         from openai import BadRequestError, OpenAIError
 
-        room, formed = self._context - len(prompt), bool(sampling.schema) and self._schemas
+        room, formed = self.context - len(prompt), bool(sampling.schema) and self._schemas
         own: dict[str, Any] = {"stop_token_ids": sorted(self._format.stop_ids), "skip_special_tokens": True}
         if formed:
             own["response_format"] = response_format(sampling.schema)

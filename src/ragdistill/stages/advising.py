@@ -49,7 +49,8 @@ def open_hint_model(params: Params) -> ChatModel:
     name = params.hints.llm.model
     if name == SERVED:
         return open_endpoint(params)
-    return open_model(params, teacher_dir() if name is None else resolve_model(name, cache_dir("models")))
+    directory = teacher_dir() if name is None else resolve_model(name, cache_dir("models"))
+    return open_model(params, directory, context=params.hints.llm.context_tokens)
 
 
 def asker(params: Params, model: ChatModel) -> Asker:

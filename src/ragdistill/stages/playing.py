@@ -42,8 +42,12 @@ Work = tuple[Setting, Sequence[tuple[Task, int]]]
 """A setting and its (task, attempt) jobs."""
 
 
-def open_model(params: Params, directory: Path, adapter: Path | None = None) -> ChatModel:
-    """The engine that `params.model` names, with `directory`'s weights (and `adapter` merged into them)."""
+def open_model(params: Params, directory: Path, adapter: Path | None = None, context: int = 0) -> ChatModel:
+    """The engine that `params.model` names, with `directory`'s weights (and `adapter` merged into them).
+
+    It holds `agent.context_tokens` a conversation, `context` if that is more, or what the model was made for if that
+    is less.
+    """
     name = adapter.name if adapter else directory.name
     if params.model.engine == SERVED or (directory / SERVED).exists():
         if adapter:
@@ -54,8 +58,9 @@ def open_model(params: Params, directory: Path, adapter: Path | None = None) -> 
         return open_endpoint(params)
     if params.model.engine == "scripted":
         return _scripted(params.model.script, name)
+    context = max(params.agent.context_tokens, context)
     if params.model.engine == "vllm":
-        return _vllm(params, directory, adapter)
+        return _vllm(params, directory, adapter, context)
     cpu_env.apply()
     batch, dtype = params.model.concurrency, params.model.dtype
     choice = choose(params.model.engine, dtype, directory)
@@ -64,11 +69,11 @@ def open_model(params: Params, directory: Path, adapter: Path | None = None) -> 
     if choice.engine == "openvino":
         from ragdistill.llm.openvino import OpenVinoEngine
 
-        return OpenVinoEngine(directory, adapter, max_batch=batch, cache=cache_dir("gguf"))
+        return OpenVinoEngine(directory, adapter, max_batch=batch, cache=cache_dir("gguf"), max_context=context)
     from ragdistill.llm.local import LocalEngine
 
     reference = choice.engine == "reference"
-    return LocalEngine(directory, adapter, dtype, batch, reference=reference, device=choice.device)
+    return LocalEngine(directory, adapter, dtype, batch, reference, context, choice.device)
 
 
 def open_endpoint(params: Params) -> ChatModel:
@@ -78,21 +83,21 @@ def open_endpoint(params: Params) -> ChatModel:
     return EndpointModel(params.endpoint, cache_dir("journal", "calls"), cache_dir("ledger.jsonl"), stage_name())
 
 
-def _vllm(params: Params, directory: Path, adapter: Path | None) -> ChatModel:
+def _vllm(params: Params, directory: Path, adapter: Path | None, context: int) -> ChatModel:
     """The model on a vLLM server: the one at `vllm.url`, or one that lives as long as the model is open."""
     from ragdistill.llm.weights import context_of
     from ragdistill.serving import vllm
-    from ragdistill.serving.vllm_chat import MAX_CONTEXT, VllmChat
+    from ragdistill.serving.vllm_chat import VllmChat
 
     given = params.vllm
     if given.url:
         server = vllm.connect(given.url)
     else:
         python, log = vllm.interpreter(given.python), cache_dir("vllm", "server.log")
-        context, adapters = context_of(directory, MAX_CONTEXT), [adapter] if adapter else []
-        server = vllm.start(python, directory, adapters, log, context, given.start_timeout, given.args)
+        room, adapters = context_of(directory, context), [adapter] if adapter else []
+        server = vllm.start(python, directory, adapters, log, room, given.start_timeout, given.args)
     try:
-        return VllmChat(server, directory, adapter, params.model.concurrency, server.stop)
+        return VllmChat(server, directory, adapter, params.model.concurrency, server.stop, context)
     except BaseException:
         server.stop()
         raise
