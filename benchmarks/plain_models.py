@@ -103,6 +103,10 @@ class BatchedModel(PlainModel):
         self._start_if_complete()
         return self._reply(ids, await future)
 
+    def expect(self, conversations: Sequence[str]) -> None:
+        """Nothing is generated before all of these have asked, or are forgotten."""
+        self._alive.update(conversations)
+
     async def forget(self, conversation: str) -> None:
         """The others need not wait for this one any more."""
         self._alive.discard(conversation)

@@ -1,11 +1,11 @@
 """Whole episodes per minute: the same games, weights and cores, played by plain transformers and by this project.
 
-    python benchmarks/rollout_speed.py --model models/base [--episodes 42] [--modes acd]
+    python benchmarks/rollout_speed.py --model models/base [--episodes 42] [--modes abcd]
     python benchmarks/rollout_speed.py --model models/base --growth [50,100,200]
     python benchmarks/rollout_speed.py --scripted --growth [50,200,800]     # the environment alone
 
-Run it from the project's root, on a machine that does nothing else: each takes about a quarter of an hour on two cores
-with the embedded model. All modes play greedily on real ALFWorld games that were translated before; loading is not
+Run it from the project's root, on a machine that does nothing else: each takes about half an hour on two cores with
+the embedded model. All modes play greedily on real ALFWorld games that were translated before; loading is not
 timed. Modes:
   a  plain float32 `generate` of the whole history each turn, one episode at a time, no KV cache kept between turns
   b  plain float32 `generate` of all running episodes as one left-padded batch, the whole histories each turn
@@ -13,11 +13,12 @@ timed. Modes:
   d  this project's torch engine in float32: the precision of a
   e  this project's OpenVINO engine in float32 arithmetic (its weights are rounded to 16 bits first)
   f  as b, in the precision that c computes in
-Each is measured in a process of its own. Beside d, a does not play: an episode takes it minutes, so few would fit, and
-their number would say nothing. It answers turns drawn at random from all that d played, whose float32 play is its own
-token by token (its actions are compared), which tells its speed. Then, on all that d played: how often c's next action
-is d's, and the paired difference of their successes. --growth has every worker replaced several times in its longest
-run, so that memory that grows beyond that would be seen.
+Each is measured in a process of its own. Beside d, a and b do not play: it would take them hours. They answer turns of
+what d played, whose float32 play is their own token by token (their actions are compared), which tells their speed: a
+answers turns drawn at random, b batches spread evenly over the length of the games, each the next turn of all episodes
+that got so far, which is the lock-step that costs it the least padding. Then, on all that d played: how often c's next
+action is d's, the paired difference of their successes, and whether the bars are reached. --growth has every worker
+replaced several times in its longest run, so that memory that grows beyond that would be seen.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -75,7 +76,7 @@ class Job:
     histories: tuple[Trajectory, ...] = ()
     """Played in float32; the mode's next action on each of their histories is compared."""
     turns: int = 0
-    """If not 0, nothing is played: so many turns of the histories are answered alone, each from nothing."""
+    """If not 0, nothing is played: so many turns (batches of them in mode b) of the histories are answered."""
 
 
 def measure(job: Job) -> Measured:
@@ -89,7 +90,7 @@ async def _measure(job: Job, params: Params) -> Measured:
     setting, model = _setting(job, params), open_engine(job, params)
     if job.turns:
         await model.chat(_HELLO, Sampling(max_tokens=8))
-        return await alone(model, setting, job)
+        return await (together if isinstance(model, BatchedModel) else alone)(model, setting, job)
     concurrency = 1 if job.mode == "a" else job.concurrency
     workers, factory = params.env.workers, make_domain(params.env).env_factory(cache_dir("env"), False)
     pool = EnvPool(factory, workers, -(-job.concurrency // workers), job.recycle, params.env.step_timeout)
@@ -183,10 +184,31 @@ async def alone(model: ChatModel, setting: Setting, job: Job) -> Measured:
         started = time.perf_counter()
         equal.append(await again(model, setting, t, i, ""))
         seconds.append(time.perf_counter() - started)
+    return _drawn(job, sum(seconds) / len(seconds) * len(every), equal, seconds)
+
+
+async def together(model: BatchedModel, setting: Setting, job: Job) -> Measured:
+    """Answer the turns of the same number of all histories in one batch, for numbers spread evenly; then as `alone`."""
+    longest, seconds, equal = max(len(t.steps) for t in job.histories), [], []
+    count = min(job.turns, longest)
+    for i in [int((k + 0.5) * longest / count) for k in range(count)]:
+        there = [t for t in job.histories if len(t.steps) > i]
+        batch = there[: job.concurrency]
+        model.expect([t.id for t in batch])
+        started = time.perf_counter()
+        equal += await asyncio.gather(*(again(model, setting, t, i, t.id) for t in batch))
+        seconds.append((time.perf_counter() - started) * len(there) / len(batch))
+        for t in batch:
+            await model.forget(t.id)
+    return _drawn(job, sum(seconds) / count * longest, equal, seconds)
+
+
+def _drawn(job: Job, whole: float, equal: Sequence[bool], seconds: Sequence[float]) -> Measured:
+    """`seconds` of what was drawn, from which playing all takes `whole`."""
     size = rss([os.getpid()]), 0.0
     return Measured(
-        job.histories, sum(seconds) / len(seconds) * len(every), {"engine": 1.0, "environment": 0.0, "elsewhere": 0.0},
-        0.0, (size, size, size), tuple((int(e), 1) for e in equal), alone=tuple(seconds),
+        job.histories, whole, {"engine": 1.0, "environment": 0.0, "elsewhere": 0.0}, 0.0, (size, size, size),
+        tuple((int(e), 1) for e in equal), alone=tuple(seconds),
     )  # fmt: skip
 
 
@@ -207,13 +229,13 @@ def games(args: argparse.Namespace, count: int, out: Path) -> tuple[Task, ...]:
     return tuple(tasks)
 
 
-def compared(jobs: Sequence[Job], one: ProcessPoolExecutor, turns: int) -> dict[str, Measured]:
+def compared(jobs: Sequence[Job], one: ProcessPoolExecutor, drawn: Mapping[str, int]) -> dict[str, Measured]:
     """Measure the modes, float32 first: what it played is what the others are compared on."""
     found: dict[str, Measured] = {}
     for job in sorted(jobs, key=lambda job: "dabcef".index(job.mode)):
         exact = found.get("d") or found.get("a")
-        if exact and job.mode == "a" and turns:
-            job = replace(job, histories=exact.played, turns=turns)  # noqa: PLW2901 - the same, on d's play
+        if exact and drawn.get(job.mode):
+            job = replace(job, histories=exact.played, turns=drawn[job.mode])  # noqa: PLW2901 - the same, on d's play
         elif exact and job.mode == "c":
             job = replace(job, histories=exact.played)  # noqa: PLW2901 - the same, on float32's play
         found[job.mode] = one.submit(measure, job).result()
@@ -232,9 +254,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tasks", type=Path, help="a tasks jsonl; without it development games are made")
     parser.add_argument("--episodes", type=int, default=42, help="each on a game of its own")
     parser.add_argument("--turns", type=int, default=60, help="of d's that a answers; 0 = a plays all episodes")
+    parser.add_argument("--batches", type=int, default=6, help="of d's turns that b answers; 0 = b plays all episodes")
     parser.add_argument("--max-steps", type=int, default=50)
     parser.add_argument("--concurrency", type=int, default=32, help="episodes at once, in all modes but a")
-    parser.add_argument("--modes", default="acd")
+    parser.add_argument("--modes", default="abcd")
     parser.add_argument(
         "--growth", type=_numbers, nargs="?", const=[], metavar="N,N", help="play so many with c instead"
     )
@@ -274,7 +297,7 @@ def main() -> None:
         else:
             tasks = games(args, args.episodes, out)
             jobs = [Job(m, args.model, tasks, args.episodes, *shape) for m in sorted(set(args.modes))]
-            rollout_tables.compare(compared(jobs, one, args.turns))
+            rollout_tables.compare(compared(jobs, one, {"a": args.turns, "b": args.batches}))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ MODES = {
     "f": "transformers, batched, best precision",
     "s": "scripted",
 }
+TIMES_A, TIMES_B, AGREEMENT, ENVIRONMENT = 8.0, 3.0, 0.98, 0.15
+"""Bars: at least so many times the episodes a minute of a and of b, so many equal actions, at most so much of the time
+in environments."""
 DRAWS = 4000
 """Bootstrap resamples of an interval."""
 
@@ -44,7 +47,7 @@ class Measured:
     quarters: tuple[float, ...] = ()
     """MiB of the workers: the peak in each quarter of the time."""
     alone: tuple[float, ...] = ()
-    """Seconds of each turn that was answered alone."""
+    """Seconds of each turn, or batch of turns, that was answered instead of playing."""
 
     @property
     def steps(self) -> int:
@@ -60,42 +63,67 @@ def row(*cells: str) -> None:
 def compare(found: Mapping[str, Measured]) -> None:
     """The modes beside each other, then how alike their play is."""
     row("engine", "episodes", "episodes/min", "steps/min", "generated tokens/s", "× a, episodes", "× a, steps",
-        "success [95 %]", "engine", "environment", "elsewhere", "environment CPU", "peak memory, MiB")  # fmt: skip
-    row(*["---"] * 13)
+        "× b, episodes", "success [95 %]", "engine", "environment", "elsewhere", "environment CPU",
+        "peak memory, MiB")  # fmt: skip
+    row(*["---"] * 14)
     for mode in sorted(found):
-        row(MODES[mode], *_cells(found[mode], found.get("a")))
+        row(MODES[mode], *_cells(mode, found))
     print()
     exact = "d" if "d" in found else "a"
-    if "a" in found and found["a"].alone:
-        _tell_alone(found["a"])
+    for mode in ("a", "b"):
+        if mode in found and found[mode].alone:
+            _tell_alone(mode, found[mode])
     if "c" in found and exact in found:
         _tell_alike(found["c"], found[exact], exact)
+    if {"a", "b", "c"} <= set(found):
+        _tell_bars(found)
 
 
-def _cells(m: Measured, first: Measured | None) -> list[str]:
+def _cells(mode: str, found: Mapping[str, Measured]) -> list[str]:
+    m, a, b = found[mode], found.get("a"), found.get("b")
     n, won, minutes = len(m.played), sum(t.success for t in m.played), m.seconds / 60
-    tokens, ratios = sum(t.usage.completion_tokens for t in m.played), ["–", "–"]
-    if first:
-        before = first.seconds / 60
-        ratios = [
-            f"{n / minutes / (len(first.played) / before):.1f}",
-            f"{m.steps / minutes / (first.steps / before):.1f}",
-        ]
+    tokens = sum(t.usage.completion_tokens for t in m.played)
+    ratios = [
+        f"{_times(m, a):.1f}" if a else "–",
+        f"{m.steps / m.seconds / (a.steps / a.seconds):.1f}" if a else "–",
+        f"{_times(m, b):.1f}" if b else "–",
+    ]
     success, shares = wilson(won, n), [f"{100 * m.shares[k]:.0f} %" for k in ("engine", "environment", "elsewhere")]
     return [
-        f"{len(m.alone)} turns" if m.alone else str(n), f"{n / minutes:.1f}", f"{m.steps / minutes:.0f}",
+        f"{len(m.alone)} {_PIECES[mode]}" if m.alone else str(n), f"{n / minutes:.1f}", f"{m.steps / minutes:.0f}",
         f"{tokens / m.seconds:.0f}", *ratios,
         "as d" if m.alone else f"{won}/{n} [{100 * success.lo:.0f}–{100 * success.hi:.0f}]", *shares,
         f"{100 * m.env_cpu / m.seconds:.0f} %", f"{sum(m.memory[2]):.0f}",
     ]  # fmt: skip
 
 
-def _tell_alone(m: Measured) -> None:
+_PIECES = {"a": "turns", "b": "batches"}
+"""What a and b answered instead of playing."""
+
+
+def _times(m: Measured, other: Measured) -> float:
+    """Episodes a minute of `m`, in those of `other`."""
+    return len(m.played) / m.seconds / (len(other.played) / other.seconds)
+
+
+def _tell_alone(mode: str, m: Measured) -> None:
     each = mean_interval(np.array(m.alone)[:, None], DRAWS, 0.95)
     equal, total = (sum(column) for column in zip(*m.agreement, strict=True))
-    print(f"a answered {len(m.alone)} of d's {m.steps} turns, drawn at random, each from its whole history: "
-          f"{each.value:.2f} s a turn [{each.lo:.2f}, {each.hi:.2f}]; its action was d's in {equal} of {total}. "
-          "Its rates are those of playing d's episodes turn by turn.")  # fmt: skip
+    what = "drawn at random, each from its whole history" if mode == "a" else "in batches of equally long histories"
+    print(f"{mode} answered {total} of d's {m.steps} turns, {what}: {each.value:.2f} s each "
+          f"[{each.lo:.2f}, {each.hi:.2f}]; its action was d's in {equal} of {total}. "
+          "Its rates are those of playing d's episodes so.")  # fmt: skip
+
+
+def _tell_bars(found: Mapping[str, Measured]) -> None:
+    ours = found["c"]
+    a, b, outside = _times(ours, found["a"]), _times(ours, found["b"]), ours.shares["environment"]
+    equal, total = (sum(column) for column in zip(*ours.agreement, strict=True)) if ours.agreement else (0, 0)
+    share = equal / total if total else 0.0
+    met = a >= TIMES_A and b >= TIMES_B and share >= AGREEMENT and outside <= ENVIRONMENT
+    print(f"Bars: at least {TIMES_A:g} × the episodes a minute of a and {TIMES_B:g} × those of b, {AGREEMENT:.0%} "
+          f"equal actions, at most {ENVIRONMENT:.0%} of the time in environments. Found: {a:.1f} ×, {b:.1f} ×, "
+          f"{share:.1%}, {outside:.0%}: {'reached' if met else 'missed'}.")  # fmt: skip
 
 
 def _tell_alike(ours: Measured, exact: Measured, name: str) -> None:

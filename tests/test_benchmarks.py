@@ -176,14 +176,27 @@ def test_every_engine_plays_the_same_games_and_the_float32_ones_alike(tmp_path: 
         config.replace('"max_position_embeddings": 1024', '"max_position_embeddings": 4096')
     )
     *rows, (last,) = benchmark(
-        tmp_path, "--model", str(longer), "--modes", "abcdef", "--episodes", "2", "--max-steps", "2", "--turns", "3"
+        tmp_path,
+        "--model",
+        str(longer),
+        "--modes",
+        "abcdef",
+        "--episodes",
+        "2",
+        "--max-steps",
+        "2",
+        "--turns",
+        "3",
+        "--batches",
+        "1",
     )
     assert len({row[0] for row in rows}) == 6
-    assert [row[1] for row in rows] == ["3 turns", *["2"] * 5]
+    assert [row[1] for row in rows] == ["3 turns", "1 batches", *["2"] * 4]
     assert rows[0][5:7] == ["1.0", "1.0"], "a against itself"
-    shares = [sum(int(cell.split()[0]) for cell in row[8:11]) for row in rows]
+    shares = [sum(int(cell.split()[0]) for cell in row[9:12]) for row in rows]
     assert all(99 <= share <= 101 for share in shares), shares
     assert "a answered 3 of d's 4 turns" in last and "its action was d's in 3 of 3" in last
+    assert "b answered 2 of d's 4 turns" in last and "its action was d's in 2 of 2" in last
     assert "in none of 0 turns with an action (2 episodes" in last, "random weights say no action"
     assert "on the same 2 games: +0.0 points" in last
 
@@ -207,6 +220,54 @@ def test_a_slow_engine_s_speed_is_that_of_turns_drawn_from_all_episodes(plain: M
     assert sum(equal for equal, _ in found.agreement) == 2
     assert found.seconds == pytest.approx(sum(found.alone) / 4 * 10) and found.steps == 10
     assert isinstance(found, tables.Measured)
+
+
+def test_a_lock_step_s_speed_is_that_of_batches_of_all_who_got_so_far(plain: ModuleType) -> None:
+    speed = importlib.import_module("rollout_speed")
+    step = Step(reply="Action: look", thought="", action="look", observation="You see a mug.")
+    lengths = {"short": 1, "middle": 4, "long": 4}
+    played = [
+        Trajectory(
+            id=name,
+            task_id=name,
+            policy="d",
+            agent="react",
+            attempt=0,
+            seed=0,
+            goal="g",
+            bucket="b",
+            group="r",
+            kind="k",
+            first_observation="A room.",
+            steps=(step,) * count,
+            stop=StopReason.SUCCESS,
+        )
+        for name, count in lengths.items()
+    ]
+    batches: list[list[int]] = []
+
+    class Recording(plain.BatchedModel):
+        def __init__(self) -> None:
+            self._alive, self._waiting, self._batch = set(), [], None
+            self._format = self
+
+        def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+            return [len(messages)]
+
+        def generate(self, prompts: list[list[int]], limits: list[int]) -> list[list[int]]:
+            batches.append([p[0] for p in prompts])
+            return [[1] for _ in prompts]
+
+        stop_ids = frozenset({0})
+
+        def decode(self, ids: list[int]) -> str:
+            return "Action: look"
+
+    job = speed.Job("b", None, (), 3, 4, 2, 9, histories=tuple(played), turns=2)
+    found = asyncio.run(speed.together(Recording(), short(), job))
+    assert batches == [[4, 4], [8, 8]], "turns 1 and 3 of 4, of those who got there, at most two at once"
+    assert found.seconds == pytest.approx(sum(found.alone) / 2 * 4)
+    assert found.agreement == ((1, 1),) * 4
 
 
 @pytest.mark.slow

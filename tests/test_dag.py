@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ragdistill.agents import make_agent
 from ragdistill.agents.examples import HEADER
@@ -71,6 +73,18 @@ def run(where: Path, *args: str, **extra: str) -> subprocess.CompletedProcess[st
 def test_code_deps_of_every_stage_are_its_import_closure() -> None:
     done = run(ROOT, "scripts/dag_deps.py")
     assert done.returncode == 0, done.stdout
+
+
+def test_a_stage_reruns_for_every_parameter_that_its_module_reads() -> None:
+    decide_nothing = {"training", "sft.checkpoint_steps"}  # how fast, and what is kept on the way
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        body = stage.get("do", stage)
+        module = re.search(r"ragdistill\.stages\.(\w+)", body["cmd"])
+        assert module, name
+        source = (ROOT / f"src/ragdistill/stages/{module[1]}.py").read_text()
+        for key in set(re.findall(r"\bparams\.([a-z_]+(?:\.[a-z_]+)?)", source)) - decide_nothing:
+            near = [d for d in body.get("params", []) if d == key or key.startswith(f"{d}.") or d.startswith(f"{key}.")]
+            assert near or body.get("always_changed"), f"{name} reads {key}, which DVC does not know of"
 
 
 @pytest.mark.timeout(600)
@@ -219,6 +233,13 @@ def test_contaminated_tasks_are_refused_by_the_stage(project: Path, tmp_path: Pa
     done = run(copy, "-m", "ragdistill.stages.hints", PYTHONPATH="src")
     assert done.returncode == 1
     assert "evaluation tasks occur in the rollouts" in done.stderr
+
+
+def test_a_student_that_is_not_there_is_not_played_as_the_base(project: Path) -> None:
+    done = run(project, "-m", "ragdistill.stages.evaluate", "distilled-7")
+    assert done.returncode == 1
+    assert "models/students/distilled-7 does not exist; run the stage sft@distilled-7" in done.stderr
+    assert not (project / "results/eval/distilled-7").exists()
 
 
 @pytest.mark.timeout(300)

@@ -113,7 +113,7 @@ def test_kills_change_nothing_that_weights_decide(tmp_path: Path, figure: Figure
         took = time.monotonic() - started
         student = [aimed(f"sft@{item}", 0.0, rng), aimed(f"sft@{item}", 0.0, rng)]
         runs += until_done(project, command, student if stage == "sft" else [Aim(took * 0.5), Aim(took * 0.8)])
-    count = assert_same(project, reference)
+    count = assert_same(project, reference, reported=False)
     episodes = played(project)
     assert {t.policy for t in episodes} == {"base", "distilled"} and all(t.steps for t in episodes)
     replies = [{s.reply for t in episodes if t.policy == p for s in t.steps} for p in ("base", "distilled")]

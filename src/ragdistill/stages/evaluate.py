@@ -6,6 +6,7 @@ Policies: raw, base, rag (k retrieved hints), rag_random, rag_constant (controls
 from __future__ import annotations
 
 from ragdistill.contamination import check_disjoint
+from ragdistill.errors import DataError
 from ragdistill.hints.retrieve import How
 from ragdistill.llm import engine_of
 from ragdistill.params import Params
@@ -14,6 +15,7 @@ from ragdistill.stages.advising import retrieval
 from ragdistill.stages.common import BASE, ENGINE, EVAL, RAW, STUDENTS, TASKS, item, run_stage
 from ragdistill.stages.playing import open_model, play_each, setting_of, summary
 
+UNTRAINED = ("raw", "base", "rag", "rag_random", "rag_constant")
 HOW: dict[str, How] = {"rag": "retrieved", "rag_random": "random", "rag_constant": "constant"}
 
 
@@ -21,7 +23,9 @@ def body(params: Params, policy: str, seed: int) -> str:
     tasks = read_jsonl(TASKS / "eval.jsonl", Task)
     check_disjoint(read_jsonl(TASKS / "train.jsonl", Task), tasks, rooms=params.tasks.eval_split in ("test", "dev"))
     student = STUDENTS / f"{policy}-{seed}"
-    trained = student.exists()
+    trained = policy not in UNTRAINED
+    if trained and not student.exists():
+        raise DataError(f"{student} does not exist; run the stage sft@{policy}-{seed}, or correct the name.")
     model = open_model(params, RAW if policy == "raw" else BASE, student if trained else None)
     jobs, temperature = [(t, 0) for t in tasks], params.evaluate.temperature
     with retrieval(params, HOW.get(policy), model) as hints:
