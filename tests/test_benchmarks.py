@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -344,3 +345,22 @@ def test_flops_of_a_token_are_counted_as_the_docstring_says() -> None:
     adapter = 2 * (4 + 4) + 2 * (4 + 2) + 3 * (4 + 8)
     attention = 12 * 1 * 2 * 2 * (2 * 2 + 6 * 6) / 8
     assert scale.flops_per_token(model, corpus) == 4 * weights + 6 * adapter + 4 * 2 / 8 * 4 * 10 + attention
+
+
+def test_a_command_s_memory_counts_its_children_and_its_failure_is_told(tmp_path: Path) -> None:
+    def ran(code: str) -> subprocess.CompletedProcess[str]:
+        line = [
+            sys.executable,
+            str(ROOT / "benchmarks/pipeline_speed.py"),
+            "--run",
+            f"{sys.executable} {tmp_path / code}",
+        ]
+        return subprocess.run(line, capture_output=True, text=True, check=False)
+
+    held = "held = bytearray(b'1') * 400_000_000; import time; time.sleep(2)"
+    (tmp_path / "parent.py").write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {held!r}])")
+    (tmp_path / "fails.py").write_text("raise SystemExit(3)")
+    done = ran("parent.py")
+    found = re.search(r"at most (\S+) GB", done.stdout)
+    assert found and 0.4 <= float(found[1]) < 0.6, done.stdout + done.stderr
+    assert ran("fails.py").returncode == 3
