@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 import time
@@ -187,6 +188,17 @@ def test_retry_after_is_honoured_by_every_call(tmp_path: Path) -> None:
     early = [t - server.times[0] for t in server.times if t - server.times[0] < 0.95]
     assert len(early) <= 4, "only those that were under way before the refusal"
     assert len(server.answered) == 20
+
+
+@pytest.mark.parametrize("asked", ["0", "Thu, 01 Jan 2026 00:00:00 GMT", "0.001"])
+def test_a_server_that_asks_for_no_wait_is_given_growing_ones(tmp_path: Path, asked: str) -> None:
+    with serving(then([], Act("status", status=503, headers={"retry-after": asked}))) as server:
+        model = opened(tmp_path, server.url)
+        [error] = ask(model, [0])
+        model.close()
+    assert isinstance(error, EnvironmentFault) and len(server.times) == 5
+    waits = [after - before for before, after in itertools.pairwise(server.times)]
+    assert all(wait >= 0.025 * 2**n for n, wait in enumerate(waits)), waits
 
 
 def test_a_pause_of_hours_is_reported_at_once(tmp_path: Path) -> None:

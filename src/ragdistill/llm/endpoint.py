@@ -183,8 +183,9 @@ class EndpointModel:
             if self._closed:
                 raise self._gone()
             self._check_open()
-            backoff = min(_FIRST_BACKOFF * 2**attempt, _LONGEST_BACKOFF)
-            if attempt < self._settings.retries and outcome.after is None:
+            if attempt < self._settings.retries and not outcome.at_once and (outcome.after or 0.0) < _FIRST_BACKOFF:
+                # a server that asks for no wait, or for a date that is past, has not said that it recovered
+                backoff = min(_FIRST_BACKOFF * 2**attempt, _LONGEST_BACKOFF)
                 await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
         raise EnvironmentFault(
             f"{self._where()} failed {self._settings.retries + 1} times in a row, last with: {failure.reason}."

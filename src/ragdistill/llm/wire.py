@@ -84,6 +84,8 @@ class Failure:
     reason: str
     after: float | None = None
     """Seconds the server asks to wait."""
+    at_once: bool = False
+    """The next attempt asks differently, so nothing has to pass before it."""
     unsure: bool = False
     """The server may have computed, and may bill, an answer that never came."""
     crowded: bool = True
@@ -199,10 +201,10 @@ class Wire:
             return Answer(_unusable(f"refusal: {said}", None), reported=True)
         if cap == _CAP_NAMES[0] and _CAP_NAMES[1] in words:
             self._cap = _CAP_NAMES[1]
-            return Failure("the server wants another name for max_tokens", after=0.0, crowded=False)
+            return Failure("the server wants another name for max_tokens", at_once=True, crowded=False)
         if formed and any(w in words for w in NO_SCHEMAS):
             self._schemas = False
-            return Failure("the server cannot constrain a reply to a schema", after=0.0, crowded=False)
+            return Failure("the server cannot constrain a reply to a schema", at_once=True, crowded=False)
         raise ConfigError(f"{where} refuses the request (HTTP {status}: {said}); check endpoint.model.") from None
 
 
