@@ -32,6 +32,8 @@ _REFUSED = ("content_filter", "content_policy", "content management policy", "in
 _NO_CREDIT = ("insufficient_quota", "billing", "credit")
 NO_SCHEMAS = ("response_format", "json_schema")
 """In the words of a server that refuses a reply's form."""
+_GATEWAY = (502, 504, 520, 524)
+"""Statuses of a proxy that heard no end from the server behind it, which may have computed (52x are Cloudflare's)."""
 _CAP_NAMES = ("max_tokens", "max_completion_tokens")
 """Two names of the same limit: the servers' usual one, and the only one that OpenAI's newer models take."""
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -155,7 +157,7 @@ class Wire:
         except (msgspec.DecodeError, UnicodeDecodeError):  # a proxy's page, or half of an answer
             return Failure("the answer's body is no JSON", unsure=True)
         if body.error and not body.choices:
-            return Failure(f"an error in place of an answer: {self.clean(body.error.message)}")
+            return Failure(f"an error in place of an answer: {self.clean(body.error.message)}", unsure=True)
         return Answer(self._reply(body), reported=body.usage is not None)
 
     def _reply(self, body: _Body) -> Reply:
@@ -178,7 +180,7 @@ class Wire:
         )
 
     def _refused(self, e: APIStatusError, cap: str, formed: bool) -> Answer | Failure:
-        """A status of 400 or more. Nothing is billed for it."""
+        """A status of 400 or more. Nothing is billed for it, unless it is a gateway's."""
         body = e.body if isinstance(e.body, Mapping) else {}
         status, said = e.status_code, self.clean(str(body.get("message") or e.message))
         where, words = self._base_url, f"{said} {e.code} {e.type}".lower()
@@ -189,7 +191,8 @@ class Wire:
         if status == 402 or (status == 429 and any(w in words for w in _NO_CREDIT)):
             raise ConfigError(f"{where} says that the account has no credit (HTTP {status}: {said}).") from None
         if status in (408, 409, 429) or status >= 500:
-            return Failure(f"HTTP {status}", after=retry_after(e.response.headers, time.time()))
+            after = retry_after(e.response.headers, time.time())
+            return Failure(f"HTTP {status}", after=after, unsure=status in _GATEWAY)
         if status == 404:
             raise ConfigError(
                 f"{where} does not know the model {self._model!r} (HTTP 404); "
