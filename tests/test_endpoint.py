@@ -25,6 +25,7 @@ from tests.misbehaving import KEY, Act, serving, then
 PRICES = PriceParams(prompt=10.0, cached=5.0, completion=100.0)
 GREEDY = Sampling(max_tokens=20)
 STORM = Act("status", status=429, headers={"retry-after": "0.2"})
+Outcomes = list[Reply | BaseException]
 
 
 @pytest.fixture(autouse=True)
@@ -49,12 +50,13 @@ def question(i: int) -> list[Message]:
     return [Message(role="system", content="Play."), Message(role="user", content=f"Question {i}")]
 
 
-def ask(model: EndpointModel, questions: Sequence[int], sampling: Sampling = GREEDY) -> list[Reply | BaseException]:
-    async def all_of_them() -> list[Reply | BaseException]:
-        calls = (model.chat(question(i), sampling) for i in questions)
-        return await asyncio.gather(*calls, return_exceptions=True)
+async def answers(model: EndpointModel, questions: Sequence[int], sampling: Sampling = GREEDY) -> Outcomes:
+    calls = (model.chat(question(i), sampling) for i in questions)
+    return await asyncio.gather(*calls, return_exceptions=True)
 
-    return asyncio.run(all_of_them())
+
+def ask(model: EndpointModel, questions: Sequence[int], sampling: Sampling = GREEDY) -> Outcomes:
+    return asyncio.run(answers(model, questions, sampling))
 
 
 def told(result: Reply | BaseException) -> Reply:
@@ -99,6 +101,7 @@ def test_a_server_that_reports_no_usage_is_counted_high(tmp_path: Path) -> None:
         (Act("body", body={"choices": [{"message": {"content": 7}}]}), "error", "malformed reply"),
         (Act("body", body={"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": -1}}), "error",
          "malformed reply"),
+        (Act("raw", text='{"choices": [], "x": ' + "[" * 5000 + "]" * 5000 + "}"), "error", "malformed reply: nested"),
         (Act("body", body={"choices": [{"message": {"refusal": "I will not."}, "finish_reason": "stop"}]}), "error",
          "refusal: I will not."),
         (Act("body", body={"choices": [{"message": {"content": None}, "finish_reason": "tool_calls"}]}), "error",
@@ -319,6 +322,23 @@ def test_the_budget_counts_hung_calls_at_their_worst(tmp_path: Path) -> None:
     assert any(isinstance(r, BudgetError) and "may not be billed" in str(r) for r in results)
     assert 0 < model.account.unsure_money <= 0.02
     assert model.account.failed_attempts >= len(server.bodies) > 0
+
+
+@pytest.mark.parametrize("end", [RuntimeError("a bug"), asyncio.CancelledError()], ids=repr)
+def test_a_call_that_ends_as_nobody_foresaw_counts_at_its_worst_and_holds_up_no_other(
+    tmp_path: Path, end: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any) -> Any:
+        raise end
+
+    model = opened(tmp_path, "http://127.0.0.1:9/v1", budget=0.005)
+    monkeypatch.setattr(model._wire, "ask", broken)
+    ended = ask(model, [0])
+    assert isinstance(ended[0], RuntimeError | EnvironmentFault)
+    assert 0.0025 < model.account.unsure_money < 0.005
+    [second] = asyncio.run(asyncio.wait_for(answers(model, [1]), 10))
+    model.close()
+    assert isinstance(second, BudgetError)
 
 
 def texts(tmp: Path) -> dict[Path, bytes]:

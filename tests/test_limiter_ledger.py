@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import multiprocessing
 import random
 from collections.abc import Callable, Coroutine
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ragdistill.errors import BudgetError
+from ragdistill.errors import BudgetError, StorageError
 from ragdistill.llm.ledger import Ledger
 from ragdistill.llm.limiter import AdaptiveLimiter
 from ragdistill.params import PriceParams
@@ -169,6 +170,24 @@ def test_a_reservation_of_a_killed_process_counts_at_its_worst(tmp_path: Path) -
     assert alive.spent == pytest.approx(4.0)
     with pytest.raises(BudgetError, match=r"raise endpoint\.budget"):
         alive.reserve(7_000_000, 0)
+
+
+def test_a_call_whose_settlement_finds_no_room_on_the_disk_is_waited_for_by_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    book = ledger(tmp_path / "l", budget=5.0)
+    ticket = book.reserve(4_000_000, 0)
+    assert ticket
+    with monkeypatch.context() as patch:
+        patch.setattr(book, "_append", full)
+        with pytest.raises(StorageError):
+            book.settle(ticket, USED)
+    assert book.spent == pytest.approx(4.0)
+    with pytest.raises(BudgetError):
+        book.reserve(2_000_000, 0)
 
 
 def spend(path: Path) -> None:

@@ -200,6 +200,9 @@ class EndpointModel:
         except ConfigError:
             self._ledger.fail(ticket, unsure=False)
             raise
+        except BaseException:  # a bug, or the end of the loop: it may be billed, and nobody is left to settle it
+            self._ledger.fail(ticket, unsure=True)
+            raise
         finally:
             call.sent = False
         if isinstance(outcome, Failure):

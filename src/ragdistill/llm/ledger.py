@@ -145,9 +145,9 @@ class Ledger:
         self.account = msgspec.structs.replace(self.account, **now)
 
     def _close(self, entry: Entry) -> None:
+        self._mine.discard(entry.id)  # first: if the file refuses the line, nobody must wait for this call's money
         with self._locked() as file:
             self._append(file, entry)
-        self._mine.discard(entry.id)
 
     def _no_money(self, worst: float) -> str:
         unit, unsure = self.account.currency, self.account.unsure_money

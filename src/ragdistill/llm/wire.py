@@ -154,6 +154,8 @@ class Wire:
             body = msgspec.json.decode(content, type=_Body)
         except msgspec.ValidationError as e:
             return Answer(_unusable(f"malformed reply: {self.clean(str(e))}", None), reported=False)
+        except RecursionError:
+            return Answer(_unusable("malformed reply: nested too deeply", None), reported=False)
         except (msgspec.DecodeError, UnicodeDecodeError):  # a proxy's page, or half of an answer
             return Failure("the answer's body is no JSON", unsure=True)
         if body.error and not body.choices:
