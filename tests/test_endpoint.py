@@ -17,6 +17,7 @@ import pytest
 
 from ragdistill.errors import BudgetError, ConfigError, EnvironmentFault
 from ragdistill.llm import Reply, Sampling, endpoint, engine_of
+from ragdistill.llm.counting import bound_tokens
 from ragdistill.llm.endpoint import EndpointModel
 from ragdistill.params import EndpointParams, PriceParams
 from ragdistill.records import Message
@@ -84,7 +85,47 @@ def test_a_server_that_reports_no_usage_is_counted_high(tmp_path: Path) -> None:
         model.close()
     assert reply.usage.prompt_tokens == model.count_tokens(question(0)) > 10
     assert reply.usage.completion_tokens > 5
-    assert model.account.money > 0
+    assert model.account.money == model.account.unsure_money == pytest.approx(worst(0))
+
+
+def worst(i: int) -> float:
+    """Most that a greedy call can cost."""
+    return (bound_tokens(question(i)) * PRICES.prompt + GREEDY.max_tokens * PRICES.completion) / 1e6
+
+
+UNUSABLE: dict[str, dict[str, Any]] = {
+    "malformed": {"choices": [{"message": {"content": [{"type": "text", "text": "x"}]}, "finish_reason": "stop"}]},
+    "refused": {"choices": [{"message": {"refusal": "I will not."}, "finish_reason": "stop"}]},
+    "broken off": {"choices": [{"message": {"content": "Tho"}, "finish_reason": "error"}]},
+    "empty": {"choices": []},
+}
+
+
+@pytest.mark.parametrize("body", UNUSABLE.values(), ids=UNUSABLE)
+def test_an_unusable_reply_costs_what_the_server_says_or_else_its_worst(tmp_path: Path, body: dict[str, Any]) -> None:
+    bill = {"prompt_tokens": 40, "completion_tokens": 20}
+    with serving(then([Act("body", body=body | {"usage": bill}), Act("body", body=body)])) as server:
+        model = opened(tmp_path, server.url)
+        told_of, silent = (told(r) for r in ask(model, [0]) + ask(model, [1]))
+        model.close()
+    assert told_of.finish == silent.finish == "error"
+    assert (told_of.usage.prompt_tokens, told_of.usage.completion_tokens) == (40, 20)
+    assert silent.usage.completion_tokens == GREEDY.max_tokens, "our own words of a reason say nothing"
+    assert model.account.unsure_money == pytest.approx(worst(1))
+    assert model.account.money == pytest.approx((40 * 10 + 20 * 100) / 1e6 + worst(1))
+
+
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": 30, "completion_tokens": "300"}, {"prompt_tokens": 10**40}])
+def test_a_bill_that_is_not_told_cannot_exceed_the_budget(tmp_path: Path, usage: Any) -> None:
+    """Each reply is worth 300 tokens, one a byte, though its text is short."""
+    long = msgspec.structs.replace(GREEDY, max_tokens=300)
+    body = UNUSABLE["malformed"] | {"usage": usage}
+    with serving(then([], Act("body", body=body))) as server:
+        model = opened(tmp_path, server.url, budget=0.1)
+        results = ask(model, range(10), long)
+        model.close()
+    assert 0 < len(server.answered) * (30 * 10 + 300 * 100) / 1e6 <= 0.1
+    assert any(isinstance(r, BudgetError) for r in results)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +360,7 @@ def test_the_budget_counts_hung_calls_at_their_worst(tmp_path: Path) -> None:
         model = opened(tmp_path, server.url, budget=0.02, deadline=0.5, retries=20)
         results = ask(model, range(10))
         model.close()
-    assert any(isinstance(r, BudgetError) and "may not be billed" in str(r) for r in results)
+    assert any(isinstance(r, BudgetError) and "at worst" in str(r) for r in results)
     assert 0 < model.account.unsure_money <= 0.02
     assert model.account.failed_attempts >= len(server.bodies) > 0
 

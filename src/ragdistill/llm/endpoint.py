@@ -211,7 +211,7 @@ class EndpointModel:
         reply = outcome.reply
         if not outcome.reported:
             reply = msgspec.structs.replace(reply, usage=_guessed(call, reply))
-        self._ledger.settle(ticket, reply.usage)
+        self._ledger.settle(ticket, reply.usage, unsure=not outcome.reported)
         self._journal.put(call.key, reply)
         return Answer(reply, outcome.reported)
 
@@ -250,7 +250,8 @@ def _resolve(future: Future[Reply], result: Reply | BaseException) -> None:
 
 
 def _guessed(call: _Call, reply: Reply) -> Usage:
-    """High estimates, for a server that does not report."""
-    prompt = estimate_tokens(call.messages)
-    completion = min(estimate_tokens([Message(role="assistant", content=reply.text)]), call.sampling.max_tokens)
+    """High estimates of tokens, for a server that does not report; money is counted at the call's worst instead."""
+    prompt, completion = estimate_tokens(call.messages), call.sampling.max_tokens
+    if reply.finish != "error":  # or else the text is our own
+        completion = min(estimate_tokens([Message(role="assistant", content=reply.text)]), completion)
     return Usage(prompt_tokens=prompt, completion_tokens=completion, computed_tokens=prompt + completion)

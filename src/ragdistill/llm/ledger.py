@@ -1,9 +1,9 @@
 """What calls cost: tokens and money of each, written down before and after, and a budget that is kept.
 
 An append-only file. A call reserves its worst case before it is sent and is settled by what the server reports; what
-was sent and never answered counts in full, because it may be billed. So the budget holds over kills, for several
-processes at once and for all experiments that share the file: each appends under a lock and reads what the others
-wrote. Knows no HTTP and no journal; a call that the journal answers is never entered.
+was sent and never answered, or answered without a bill, counts in full, because it may be billed. So the budget holds
+over kills, for several processes at once and for all experiments that share the file: each appends under a lock and
+reads what the others wrote. Knows no HTTP and no journal; a call that the journal answers is never entered.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from ragdistill.params import PriceParams
 from ragdistill.records import Record, Usage
 
 _MILLION = 1_000_000
+UNTOLD = "at worst, for calls whose bill no server told"
+"""Said of unsure money."""
 
 
 class Entry(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -60,7 +62,7 @@ class Account(Record, frozen=True, kw_only=True):
     completion_tokens: int = 0
     money: float = 0.0
     unsure_money: float = 0.0
-    """Worst case of attempts that were sent and never answered, in `money` too: they may be billed."""
+    """Worst case of calls that were sent and whose bill the server never told, in `money` too."""
     most_at_once: int = 0
     """Calls under way at the same time."""
 
@@ -87,7 +89,7 @@ class Ledger:
         """Bytes of the file that were taken in."""
         self._open: dict[str, float] = {}
         """Reservations of all processes that are not settled."""
-        self._paid = 0.0
+        self._paid = self._unsure = 0.0
         self._mine: set[str] = set()
         with self._locked():
             pass
@@ -117,17 +119,17 @@ class Ledger:
         self._mine.add(entry.id)
         return entry.id
 
-    def settle(self, id: str, usage: Usage) -> None:
-        """The call was answered and costs what `usage` says."""
+    def settle(self, id: str, usage: Usage, unsure: bool = False) -> None:
+        """The call was answered and costs what `usage` says; `unsure`: the server did not say it, the worst counts."""
         cached = usage.prompt_tokens + usage.completion_tokens - usage.computed_tokens
-        money = cost(usage, self.prices)
+        money = self._open.get(id, 0.0) if unsure else cost(usage, self.prices)
         self._close(Entry(
-            id=id, paid=money, prompt_tokens=usage.prompt_tokens, cached_tokens=cached,
+            id=id, paid=money, prompt_tokens=usage.prompt_tokens, cached_tokens=cached, unsure=unsure,
             completion_tokens=usage.completion_tokens, stage=self.account.stage, currency=self.account.currency,
         ))  # fmt: skip
         self._count(
             paid_calls=1, prompt_tokens=usage.prompt_tokens, cached_tokens=cached,
-            completion_tokens=usage.completion_tokens, money=money,
+            completion_tokens=usage.completion_tokens, money=money, unsure_money=money if unsure else 0.0,
         )  # fmt: skip
 
     def fail(self, id: str, unsure: bool) -> None:
@@ -150,10 +152,10 @@ class Ledger:
             self._append(file, entry)
 
     def _no_money(self, worst: float) -> str:
-        unit, unsure = self.account.currency, self.account.unsure_money
+        unit, unsure = self.account.currency, self._unsure + sum(self._open.values())
         return (
             f"endpoint.budget of {self.budget:.2f} {unit} might be exceeded: {self.spent:.4f} are spent in this project"
-            + (f" ({unsure:.4f} of it for attempts that may not be billed)" if unsure else "")
+            + (f" ({unsure:.4f} of it {UNTOLD})" if unsure else "")
             + f" and the next call may cost {worst:.4f}; raise endpoint.budget and run again, what is finished is kept "
             "and not paid again."
         )
@@ -197,3 +199,4 @@ class Ledger:
             if entry.paid is not None:
                 self._open.pop(entry.id, None)
                 self._paid += entry.paid
+                self._unsure += entry.paid if entry.unsure else 0.0

@@ -36,7 +36,8 @@ _GATEWAY = (502, 504, 520, 524)
 """Statuses of a proxy that heard no end from the server behind it, which may have computed (52x are Cloudflare's)."""
 _CAP_NAMES = ("max_tokens", "max_completion_tokens")
 """Two names of the same limit: the servers' usual one, and the only one that OpenAI's newer models take."""
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+"""Tokens; more of them are no number to compute money with."""
 
 
 class _Details(msgspec.Struct):
@@ -64,9 +65,12 @@ class _Error(msgspec.Struct):
     code: str | int | None = None
 
 
-class _Body(msgspec.Struct):
-    choices: list[_Choice] | None = None
+class _Bill(msgspec.Struct):
     usage: _Usage | None = None
+
+
+class _Body(_Bill):
+    choices: list[_Choice] | None = None
     error: _Error | None = None
 
 
@@ -153,9 +157,9 @@ class Wire:
         try:
             body = msgspec.json.decode(content, type=_Body)
         except msgspec.ValidationError as e:
-            return Answer(_unusable(f"malformed reply: {self.clean(str(e))}", None), reported=False)
+            return _malformed(self.clean(str(e)), content)
         except RecursionError:
-            return Answer(_unusable("malformed reply: nested too deeply", None), reported=False)
+            return _malformed("nested too deeply", content)
         except (msgspec.DecodeError, UnicodeDecodeError):  # a proxy's page, or half of an answer
             return Failure("the answer's body is no JSON", unsure=True)
         if body.error and not body.choices:
@@ -231,6 +235,15 @@ def _usage(seen: _Usage | None) -> Usage:
 
 def _unusable(reason: str, seen: _Usage | None) -> Reply:
     return Reply(text=reason, usage=_usage(seen), finish="error")
+
+
+def _malformed(reason: str, content: bytes) -> Answer:
+    """What is wrong elsewhere in the body takes nothing from the usage in it: that is billed."""
+    try:
+        seen = msgspec.json.decode(content, type=_Bill).usage
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        seen = None
+    return Answer(_unusable(f"malformed reply: {reason}", seen), reported=seen is not None)
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ragdistill.llm import ChatModel
-from ragdistill.llm.ledger import Account
+from ragdistill.llm.ledger import UNTOLD, Account
 from ragdistill.records import read_json, write_json
 
 SPENDING = Path(".cache/spending")
@@ -43,7 +43,7 @@ def tell(model: ChatModel) -> None:
 
 def line(a: Account) -> str:
     """Calls, tokens and money in one sentence."""
-    unsure = f", {a.unsure_money:.4f} of it for attempts that may not be billed" if a.unsure_money else ""
+    unsure = f", {a.unsure_money:.4f} of it {UNTOLD}" if a.unsure_money else ""
     return (
         f"{a.model}: {a.paid_calls} calls paid, {a.replayed_calls} from the journal, {a.failed_attempts} attempts "
         f"failed; {a.prompt_tokens:,} prompt tokens ({a.cached_tokens:,} cached), {a.completion_tokens:,} completion; "
