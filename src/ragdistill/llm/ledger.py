@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -26,6 +26,7 @@ from ragdistill.records import Record, Usage
 _MILLION = 1_000_000
 UNTOLD = "at worst, for calls whose bill no server told"
 """Said of unsure money."""
+_S = TypeVar("_S", bound="Spent")
 
 
 class Entry(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -45,7 +46,7 @@ class Entry(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The server did not say what it bills: the worst case counts."""
 
 
-class Account(Record, frozen=True, kw_only=True):
+class Spent(Record, frozen=True, kw_only=True):
     """Tokens and money of one stage's calls to one model."""
 
     stage: str
@@ -53,9 +54,8 @@ class Account(Record, frozen=True, kw_only=True):
     currency: str
     paid_calls: int = 0
     """Answered by the server and billed."""
-    replayed_calls: int = 0
-    """Answered from the journal, for nothing."""
     failed_attempts: int = 0
+    """Without an answer, or without anything to bill."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     """Of the prompt tokens: those the server had computed before and bills lower."""
@@ -63,6 +63,13 @@ class Account(Record, frozen=True, kw_only=True):
     money: float = 0.0
     unsure_money: float = 0.0
     """Worst case of calls that were sent and whose bill the server never told, in `money` too."""
+
+
+class Account(Spent, frozen=True, kw_only=True):
+    """What one process has spent, and what it got for nothing."""
+
+    replayed_calls: int = 0
+    """Answered from the journal, for nothing."""
     most_at_once: int = 0
     """Calls under way at the same time."""
 
@@ -73,6 +80,44 @@ def cost(usage: Usage, prices: PriceParams) -> float:
     cached = usage.prompt_tokens - computed
     answer = usage.completion_tokens * prices.completion
     return (computed * prices.prompt + cached * prices.cached + answer) / _MILLION
+
+
+def spending(path: Path) -> list[Spent]:
+    """What all processes have spent, killed ones too, by stage, model and currency.
+
+    A reservation that was never settled counts at its worst.
+    """
+    reserved: dict[str, Entry] = {}
+    settled: list[tuple[Entry, Entry]] = []
+    for entry in _entries(path.read_bytes().split(b"\n") if path.exists() else []):
+        if entry.reserved is not None:
+            reserved[entry.id] = entry
+        if entry.paid is not None:
+            settled.append((reserved.pop(entry.id, entry), entry))
+    lost = [(r, msgspec.structs.replace(r, paid=r.reserved, unsure=True)) for r in reserved.values()]
+    sums: dict[tuple[str, str, str], Spent] = {}
+    for by, end in settled + lost:
+        key = (by.stage, by.model, by.currency)
+        before = sums.get(key) or Spent(stage=by.stage, model=by.model, currency=by.currency)
+        answered, money = bool(end.prompt_tokens or end.completion_tokens), end.paid or 0.0
+        sums[key] = _plus(
+            before, paid_calls=answered, failed_attempts=not answered, prompt_tokens=end.prompt_tokens,
+            cached_tokens=end.cached_tokens, completion_tokens=end.completion_tokens, money=money,
+            unsure_money=money if end.unsure else 0.0,
+        )  # fmt: skip
+    return [sums[key] for key in sorted(sums)]
+
+
+def _plus(account: _S, **more: float) -> _S:
+    now = {name: getattr(account, name) + value for name, value in more.items()}
+    return msgspec.structs.replace(account, **now)
+
+
+def _entries(lines: Iterable[bytes]) -> Iterator[Entry]:
+    """What can be read of the file's lines; one that was cut off is nothing."""
+    for line in lines:
+        with suppress(msgspec.DecodeError):
+            yield msgspec.json.decode(line, type=Entry)
 
 
 class Ledger:
@@ -143,8 +188,7 @@ class Ledger:
         self._count(replayed_calls=1)
 
     def _count(self, **more: float) -> None:
-        now = {name: getattr(self.account, name) + value for name, value in more.items()}
-        self.account = msgspec.structs.replace(self.account, **now)
+        self.account = _plus(self.account, **more)
 
     def _close(self, entry: Entry) -> None:
         self._mine.discard(entry.id)  # first: if the file refuses the line, nobody must wait for this call's money
@@ -187,11 +231,7 @@ class Ledger:
         self._read += len(line) + 1
 
     def _take(self, lines: list[bytes]) -> None:
-        for line in lines:
-            try:
-                entry = msgspec.json.decode(line, type=Entry)
-            except msgspec.DecodeError:
-                continue
+        for entry in _entries(lines):
             if entry.currency != self.account.currency:
                 continue
             if entry.reserved is not None:
