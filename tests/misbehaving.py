@@ -24,7 +24,7 @@ class Act:
     """What becomes of one request."""
 
     kind: str = "answer"
-    """answer | status | garbage | hang | reset | half | body"""
+    """answer | status | garbage | hang | reset | half | body | raw (`text` is the body)"""
     text: str = "Thought: I look.\nAction: look"
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -77,6 +77,8 @@ async def perform(act: Act, request: web.Request, body: dict[str, Any], seen: Se
     if act.kind == "status":
         return web.json_response(act.body or {"error": {"message": "no"}}, status=act.status, headers=act.headers)
     seen.answered.append(body)
+    if act.kind == "raw":
+        return web.Response(text=act.text, content_type="application/json")
     return web.json_response(completion(act, body) if act.kind == "answer" else act.body)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 import time
@@ -16,6 +17,7 @@ import pytest
 
 from ragdistill.errors import BudgetError, ConfigError, EnvironmentFault
 from ragdistill.llm import Reply, Sampling, endpoint, engine_of
+from ragdistill.llm.counting import bound_tokens
 from ragdistill.llm.endpoint import EndpointModel
 from ragdistill.params import EndpointParams, PriceParams
 from ragdistill.records import Message
@@ -24,6 +26,7 @@ from tests.misbehaving import KEY, Act, serving, then
 PRICES = PriceParams(prompt=10.0, cached=5.0, completion=100.0)
 GREEDY = Sampling(max_tokens=20)
 STORM = Act("status", status=429, headers={"retry-after": "0.2"})
+Outcomes = list[Reply | BaseException]
 
 
 @pytest.fixture(autouse=True)
@@ -48,12 +51,13 @@ def question(i: int) -> list[Message]:
     return [Message(role="system", content="Play."), Message(role="user", content=f"Question {i}")]
 
 
-def ask(model: EndpointModel, questions: Sequence[int], sampling: Sampling = GREEDY) -> list[Reply | BaseException]:
-    async def all_of_them() -> list[Reply | BaseException]:
-        calls = (model.chat(question(i), sampling) for i in questions)
-        return await asyncio.gather(*calls, return_exceptions=True)
+async def answers(model: EndpointModel, questions: Sequence[int], sampling: Sampling = GREEDY) -> Outcomes:
+    calls = (model.chat(question(i), sampling) for i in questions)
+    return await asyncio.gather(*calls, return_exceptions=True)
 
-    return asyncio.run(all_of_them())
+
+def ask(model: EndpointModel, questions: Sequence[int], sampling: Sampling = GREEDY) -> Outcomes:
+    return asyncio.run(answers(model, questions, sampling))
 
 
 def told(result: Reply | BaseException) -> Reply:
@@ -81,7 +85,47 @@ def test_a_server_that_reports_no_usage_is_counted_high(tmp_path: Path) -> None:
         model.close()
     assert reply.usage.prompt_tokens == model.count_tokens(question(0)) > 10
     assert reply.usage.completion_tokens > 5
-    assert model.account.money > 0
+    assert model.account.money == model.account.unsure_money == pytest.approx(worst(0))
+
+
+def worst(i: int) -> float:
+    """Most that a greedy call can cost."""
+    return (bound_tokens(question(i)) * PRICES.prompt + GREEDY.max_tokens * PRICES.completion) / 1e6
+
+
+UNUSABLE: dict[str, dict[str, Any]] = {
+    "malformed": {"choices": [{"message": {"content": [{"type": "text", "text": "x"}]}, "finish_reason": "stop"}]},
+    "refused": {"choices": [{"message": {"refusal": "I will not."}, "finish_reason": "stop"}]},
+    "broken off": {"choices": [{"message": {"content": "Tho"}, "finish_reason": "error"}]},
+    "empty": {"choices": []},
+}
+
+
+@pytest.mark.parametrize("body", UNUSABLE.values(), ids=UNUSABLE)
+def test_an_unusable_reply_costs_what_the_server_says_or_else_its_worst(tmp_path: Path, body: dict[str, Any]) -> None:
+    bill = {"prompt_tokens": 40, "completion_tokens": 20}
+    with serving(then([Act("body", body=body | {"usage": bill}), Act("body", body=body)])) as server:
+        model = opened(tmp_path, server.url)
+        told_of, silent = (told(r) for r in ask(model, [0]) + ask(model, [1]))
+        model.close()
+    assert told_of.finish == silent.finish == "error"
+    assert (told_of.usage.prompt_tokens, told_of.usage.completion_tokens) == (40, 20)
+    assert silent.usage.completion_tokens == GREEDY.max_tokens, "our own words of a reason say nothing"
+    assert model.account.unsure_money == pytest.approx(worst(1))
+    assert model.account.money == pytest.approx((40 * 10 + 20 * 100) / 1e6 + worst(1))
+
+
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": 30, "completion_tokens": "300"}, {"prompt_tokens": 10**40}])
+def test_a_bill_that_is_not_told_cannot_exceed_the_budget(tmp_path: Path, usage: Any) -> None:
+    """Each reply is worth 300 tokens, one a byte, though its text is short."""
+    long = msgspec.structs.replace(GREEDY, max_tokens=300)
+    body = UNUSABLE["malformed"] | {"usage": usage}
+    with serving(then([], Act("body", body=body))) as server:
+        model = opened(tmp_path, server.url, budget=0.1)
+        results = ask(model, range(10), long)
+        model.close()
+    assert 0 < len(server.answered) * (30 * 10 + 300 * 100) / 1e6 <= 0.1
+    assert any(isinstance(r, BudgetError) for r in results)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +142,7 @@ def test_a_server_that_reports_no_usage_is_counted_high(tmp_path: Path) -> None:
         (Act("body", body={"choices": [{"message": {"content": 7}}]}), "error", "malformed reply"),
         (Act("body", body={"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": -1}}), "error",
          "malformed reply"),
+        (Act("raw", text='{"choices": [], "x": ' + "[" * 5000 + "]" * 5000 + "}"), "error", "malformed reply: nested"),
         (Act("body", body={"choices": [{"message": {"refusal": "I will not."}, "finish_reason": "stop"}]}), "error",
          "refusal: I will not."),
         (Act("body", body={"choices": [{"message": {"content": None}, "finish_reason": "tool_calls"}]}), "error",
@@ -123,6 +168,7 @@ FAULTS = {
     "429 storm with Retry-After": [STORM] * 3,
     "500s": [Act("status", status=500)] * 3,
     "503 with an HTML page": [Act("status", status=503)] * 2,
+    "a gateway's 502s and 504s": [Act("status", status=502), Act("status", status=504)],
     "hung connections": [Act("hang")] * 2,
     "garbage bodies": [Act("garbage")] * 3,
     "connection reset in mid-stream": [Act("reset")] * 3,
@@ -146,8 +192,8 @@ def test_a_fault_that_passes_loses_nothing_and_pays_each_answer_once(tmp_path: P
     assert again.account.replayed_calls == 8 and again.account.paid_calls == 0 and again.account.money == 0
     assert model.account.paid_calls == 8
     assert model.account.failed_attempts == len(FAULTS[fault])
-    maybe = fault in ("hung connections", "garbage bodies", "connection reset in mid-stream", "body cut short")
-    assert (model.account.unsure_money > 0) == maybe
+    refused = fault in ("429 storm with Retry-After", "500s", "503 with an HTML page")
+    assert (model.account.unsure_money == 0) == refused, "all others may have been computed, and billed"
 
 
 @pytest.mark.parametrize(
@@ -187,6 +233,17 @@ def test_retry_after_is_honoured_by_every_call(tmp_path: Path) -> None:
     early = [t - server.times[0] for t in server.times if t - server.times[0] < 0.95]
     assert len(early) <= 4, "only those that were under way before the refusal"
     assert len(server.answered) == 20
+
+
+@pytest.mark.parametrize("asked", ["0", "Thu, 01 Jan 2026 00:00:00 GMT", "0.001"])
+def test_a_server_that_asks_for_no_wait_is_given_growing_ones(tmp_path: Path, asked: str) -> None:
+    with serving(then([], Act("status", status=503, headers={"retry-after": asked}))) as server:
+        model = opened(tmp_path, server.url)
+        [error] = ask(model, [0])
+        model.close()
+    assert isinstance(error, EnvironmentFault) and len(server.times) == 5
+    waits = [after - before for before, after in itertools.pairwise(server.times)]
+    assert all(wait >= 0.025 * 2**n for n, wait in enumerate(waits)), waits
 
 
 def test_a_pause_of_hours_is_reported_at_once(tmp_path: Path) -> None:
@@ -303,9 +360,26 @@ def test_the_budget_counts_hung_calls_at_their_worst(tmp_path: Path) -> None:
         model = opened(tmp_path, server.url, budget=0.02, deadline=0.5, retries=20)
         results = ask(model, range(10))
         model.close()
-    assert any(isinstance(r, BudgetError) and "may not be billed" in str(r) for r in results)
+    assert any(isinstance(r, BudgetError) and "at worst" in str(r) for r in results)
     assert 0 < model.account.unsure_money <= 0.02
     assert model.account.failed_attempts >= len(server.bodies) > 0
+
+
+@pytest.mark.parametrize("end", [RuntimeError("a bug"), asyncio.CancelledError()], ids=repr)
+def test_a_call_that_ends_as_nobody_foresaw_counts_at_its_worst_and_holds_up_no_other(
+    tmp_path: Path, end: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any) -> Any:
+        raise end
+
+    model = opened(tmp_path, "http://127.0.0.1:9/v1", budget=0.005)
+    monkeypatch.setattr(model._wire, "ask", broken)
+    ended = ask(model, [0])
+    assert isinstance(ended[0], RuntimeError | EnvironmentFault)
+    assert 0.0025 < model.account.unsure_money < 0.005
+    [second] = asyncio.run(asyncio.wait_for(answers(model, [1]), 10))
+    model.close()
+    assert isinstance(second, BudgetError)
 
 
 def texts(tmp: Path) -> dict[Path, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import multiprocessing
 import random
 from collections.abc import Callable, Coroutine
@@ -11,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from ragdistill.errors import BudgetError
+from ragdistill.errors import BudgetError, StorageError
 from ragdistill.llm.ledger import Ledger
 from ragdistill.llm.limiter import AdaptiveLimiter
-from ragdistill.params import PriceParams
+from ragdistill.params import PriceParams, convert_params
 from ragdistill.records import Usage
+from ragdistill.stages.spending import collect, ledger_file
+from tests.test_params import changed
 
 PRICES = PriceParams(prompt=1.0, cached=0.5, completion=2.0)
 
@@ -141,6 +144,36 @@ def ledger(path: Path, budget: float | None = None, stage: str = "rollouts", cur
     return Ledger(path, stage, "m", PRICES, budget, currency)
 
 
+def test_what_was_spent_outlives_kills_and_reruns_and_is_parted_by_stage_and_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAGDISTILL_CACHE", str(tmp_path))
+    for stage, model in (("rollouts", "m"), ("rollouts", "ranker"), ("rollouts", "m"), ("teach@hints", "m")):
+        book = Ledger(ledger_file(), stage, model, PRICES, None, "EUR")
+        ticket, refused, lost = (book.reserve(1_000_000, 0) for _ in range(3))
+        assert ticket and refused and lost, "the last is a call that a kill broke off"
+        book.settle(ticket, USED)
+        book.fail(refused, unsure=False)
+    with ledger_file().open("ab") as file:
+        file.write(b'{"id":"torn","reser')
+    served = convert_params(changed("model.teacher", "endpoint"))
+    twice, ranker, teach = collect(served)
+    assert [(s.stage, s.model) for s in (ranker, teach)] == [("rollouts", "ranker"), ("teach@hints", "m")]
+    assert (twice.stage, twice.model, twice.currency) == ("rollouts", "m", "EUR")
+    assert (twice.paid_calls, twice.failed_attempts) == (2, 4)
+    assert (twice.prompt_tokens, twice.cached_tokens, twice.completion_tokens) == (2_000_000, 1_200_000, 1_000_000)
+    assert (twice.money, twice.unsure_money) == (pytest.approx(2 * 1.7 + 2 * 1.0), pytest.approx(2 * 1.0))
+    assert sum(s.money for s in collect(served)) == pytest.approx(ledger(ledger_file()).spent)
+    assert collect(convert_params(changed("model.teacher", None))) == [], "another experiment's, where all is local"
+
+
+def test_where_nothing_was_ever_paid_there_is_nothing_to_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAGDISTILL_CACHE", str(tmp_path))
+    assert collect(convert_params(changed("model.teacher", "endpoint"))) == [] == list(tmp_path.iterdir())
+
+
 USED = Usage(prompt_tokens=1_000_000, completion_tokens=500_000, computed_tokens=900_000)
 """400,000 computed and 600,000 cached prompt tokens: 0.4 + 0.3 + 1.0."""
 
@@ -169,6 +202,24 @@ def test_a_reservation_of_a_killed_process_counts_at_its_worst(tmp_path: Path) -
     assert alive.spent == pytest.approx(4.0)
     with pytest.raises(BudgetError, match=r"raise endpoint\.budget"):
         alive.reserve(7_000_000, 0)
+
+
+def test_a_call_whose_settlement_finds_no_room_on_the_disk_is_waited_for_by_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    book = ledger(tmp_path / "l", budget=5.0)
+    ticket = book.reserve(4_000_000, 0)
+    assert ticket
+    with monkeypatch.context() as patch:
+        patch.setattr(book, "_append", full)
+        with pytest.raises(StorageError):
+            book.settle(ticket, USED)
+    assert book.spent == pytest.approx(4.0)
+    with pytest.raises(BudgetError):
+        book.reserve(2_000_000, 0)
 
 
 def spend(path: Path) -> None:

@@ -98,6 +98,15 @@ def test_a_budget_without_prices_is_refused_once_the_endpoint_is_used() -> None:
     convert_params(raw)
 
 
+def test_students_that_a_served_model_could_not_play_are_refused_before_anything_is_paid() -> None:
+    raw = changed("model.engine", "endpoint")
+    with pytest.raises(ConfigError, match=r"model\.engine is endpoint, but .*sft\.variants.*model\.teacher: endpoint"):
+        convert_params(raw)
+    raw["sft"]["variants"] = []
+    convert_params(raw)
+    convert_params(changed("model.teacher", "endpoint"))
+
+
 def test_null_is_a_value_only_where_it_means_something() -> None:
     for key in (
         "model.teacher",

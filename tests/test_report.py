@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from ragdistill.errors import DataError, EmptyResultError
+from ragdistill.llm.ledger import Spent
 from ragdistill.params import ReportParams
 from ragdistill.records import EvalEpisode, Hint, Step, StopReason, Trajectory, Usage, write_json
 from ragdistill.report import page, words
@@ -322,6 +323,7 @@ def full_page(m: dict[str, Any]) -> Page:
         },
         engines={"base-0": "OpenVINO GenAI 2026.4.1, bfloat16, CPU", EVIL: "OpenVINO GenAI 2026.4.1, bfloat16, CPU"},
         at_once=32,
+        spending=[Spent(stage=EVIL, model=EVIL, currency=EVIL, paid_calls=1, money=0.5)],
         provenance={"model": EVIL},
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ragdistill.hints.lift import LiftRow
+from ragdistill.llm.ledger import Spent
 from ragdistill.records import EvalEpisode, Hint, Step, StopReason, Trajectory, Usage
 from ragdistill.report import figures, words
 from ragdistill.report.browser import GameSet, browser_data, script_json, training_sources
@@ -112,6 +113,18 @@ def test_wall_time_tells_replays_from_work() -> None:
     text = text_of(Page(measure(study()), timings=times))
     assert "Wall time: at least 32 min in all" in text and "Of 2 stages no whole run was timed here" in text
     assert "Wall time: 11 s in all" in text_of(Page(measure(study()), timings={"tasks": times["tasks"]}))
+
+
+def test_money_stands_on_the_page_where_some_was_paid() -> None:
+    def spent(currency: str, money: float, unsure: float = 0.0) -> Spent:
+        return Spent(
+            stage="rollouts", model="big", currency=currency, paid_calls=1200, money=money, unsure_money=unsure,
+        )  # fmt: skip
+
+    text = text_of(Page(measure(study()), spending=[spent("USD", 1.25), spent("USD", 0.5, 0.25), spent("EUR", 2.0)]))
+    assert "rollouts big 1,200 0 0 0 1.2500 USD" in text
+    assert "1.7500 USD (0.2500 of it at worst, for calls whose bill no server told) and 2.0000 EUR in all" in text
+    assert "What served models were paid" not in text_of(Page(measure(study())))
 
 
 def test_latency_is_a_step_s_not_only_an_episode_s() -> None:

@@ -86,6 +86,11 @@ def _servers(p: Params) -> Iterator[str]:
             f"endpoint.base_url {fault}; give https://host/v1, and put the key into the variable that "
             "endpoint.api_key_env names."
         )
+    if p.model.engine == "endpoint" and p.sft.variants:
+        yield (
+            f"model.engine is endpoint, but a served model cannot play the students of sft.variants {p.sft.variants}; "
+            "let it teach (model.teacher: endpoint) and set model.engine: auto or vllm, or empty sft.variants."
+        )
     if served and not (e.prices.prompt or e.prices.completion) and e.budget is not None:
         yield "endpoint.budget cannot be kept while endpoint.prices are 0; set the prices, or budget: null."
     if p.vllm.url is not None and (fault := address_fault(p.vllm.url)):

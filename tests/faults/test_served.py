@@ -17,7 +17,8 @@ import pytest
 
 from ragdistill.commands.smoke import override
 from ragdistill.llm import Sampling
-from ragdistill.records import Message, StopReason, Trajectory, read_json, read_jsonl
+from ragdistill.llm.ledger import Spent, spending
+from ragdistill.records import Message, StopReason, Trajectory, read_jsonl
 from tests.faults.conftest import Figure
 from tests.faults.project import fresh, group, journaled, run
 from tests.misbehaving import KEY, Act, Script, Seen, serving
@@ -45,7 +46,7 @@ def served_project(small: Path, where: Path, server: Seen, *overrides: str) -> P
     override(project / "params.yaml", [
         "model.engine=endpoint", f"endpoint.base_url={server.url}", "endpoint.model=player", "endpoint.budget=null",
         "endpoint.api_key_env=TEST_KEY", "endpoint.deadline=20", "endpoint.max_concurrency=8", "rollouts.attempts=1",
-        PRICES, *overrides,
+        "sft.variants=[]", PRICES, *overrides,
     ])  # fmt: skip
     return project
 
@@ -57,6 +58,13 @@ def expected(small: Path) -> dict[str, list[str]]:
 
 def played(project: Path) -> dict[str, list[str]]:
     return {t.task_id: [s.action for s in t.steps] for t in read_jsonl(project / "data/rollouts.jsonl", Trajectory)}
+
+
+def account(project: Path) -> Spent:
+    """What all of `project`'s runs together have paid."""
+    [found] = spending(project / ".cache/ledger.jsonl")
+    assert (found.stage, found.model) == ("rollouts", "player")
+    return found
 
 
 def twice(server: Seen) -> int:
@@ -91,15 +99,15 @@ def check_passing(small: Path, tmp_path: Path, figure: Figure, fault: str, scrip
         done = run(project, *ROLLOUTS, TEST_KEY=KEY)
     assert done.returncode == 0, done.stderr
     assert played(project) == expected(small)
-    account = read_json(project / ".cache/spending/rollouts.json")
-    assert account["paid_calls"] == len(server.answered) and account["failed_attempts"] > 0
+    paid = account(project)
+    assert paid.paid_calls == len(server.answered) and paid.failed_attempts > 0
     assert "calls paid" in done.stdout and twice(server) == 0
     assert not leaks(project, done.stdout, done.stderr)
     figure(
         f"served model: {fault}",
-        f"exit 0, {len(played(project))} of 6 episodes, {len(server.bodies)} requests, {account['failed_attempts']} "
-        f"attempts failed, {account['paid_calls']} paid, {twice(server)} twice, "
-        f"{account['unsure_money'] / account['money']:.0%} of the money unsure",
+        f"exit 0, {len(played(project))} of 6 episodes, {len(server.bodies)} requests, {paid.failed_attempts} "
+        f"attempts failed, {paid.paid_calls} paid, {twice(server)} twice, "
+        f"{paid.unsure_money / paid.money:.0%} of the money unsure",
     )
 
 
@@ -171,17 +179,18 @@ def test_a_spent_budget_stops_cleanly_and_a_larger_one_goes_on(small: Path, tmp_
     with serving(player) as server:
         project = served_project(small, tmp_path / "p", server, "endpoint.budget=0.01")
         stopped = run(project, *ROLLOUTS, TEST_KEY=KEY)
-        spent, kept = read_json(project / ".cache/spending/rollouts.json"), len(journaled(project))
+        spent, kept = account(project), len(journaled(project))
         calls = len(server.answered)
         override(project / "params.yaml", ["endpoint.budget=10.0"])
         done = run(project, *ROLLOUTS, TEST_KEY=KEY)
-    assert stopped.returncode == 1 and 0.005 < spent["money"] <= 0.01
+    assert stopped.returncode == 1 and 0.005 < spent.money <= 0.01
     assert "raise endpoint.budget" in one_line(stopped.stderr)
-    assert spent["paid_calls"] == calls
+    assert spent.paid_calls == calls
+    assert account(project).paid_calls == len(server.answered) > calls, "the second run's and the first's"
     assert done.returncode == 0 and played(project) == expected(small) and twice(server) == 0
     figure(
         "served model: budget reached",
-        f"exit 1, {spent['money']:.4f} of 0.0100 spent in {calls} calls, {kept} episodes kept; with more: exit 0, "
+        f"exit 1, {spent.money:.4f} of 0.0100 spent in {calls} calls, {kept} episodes kept; with more: exit 0, "
         f"{twice(server)} calls paid twice",
     )
 

@@ -183,8 +183,9 @@ class EndpointModel:
             if self._closed:
                 raise self._gone()
             self._check_open()
-            backoff = min(_FIRST_BACKOFF * 2**attempt, _LONGEST_BACKOFF)
-            if attempt < self._settings.retries and outcome.after is None:
+            if attempt < self._settings.retries and not outcome.at_once and (outcome.after or 0.0) < _FIRST_BACKOFF:
+                # a server that asks for no wait, or for a date that is past, has not said that it recovered
+                backoff = min(_FIRST_BACKOFF * 2**attempt, _LONGEST_BACKOFF)
                 await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
         raise EnvironmentFault(
             f"{self._where()} failed {self._settings.retries + 1} times in a row, last with: {failure.reason}."
@@ -199,6 +200,9 @@ class EndpointModel:
         except ConfigError:
             self._ledger.fail(ticket, unsure=False)
             raise
+        except BaseException:  # a bug, or the end of the loop: it may be billed, and nobody is left to settle it
+            self._ledger.fail(ticket, unsure=True)
+            raise
         finally:
             call.sent = False
         if isinstance(outcome, Failure):
@@ -207,7 +211,7 @@ class EndpointModel:
         reply = outcome.reply
         if not outcome.reported:
             reply = msgspec.structs.replace(reply, usage=_guessed(call, reply))
-        self._ledger.settle(ticket, reply.usage)
+        self._ledger.settle(ticket, reply.usage, unsure=not outcome.reported)
         self._journal.put(call.key, reply)
         return Answer(reply, outcome.reported)
 
@@ -246,7 +250,8 @@ def _resolve(future: Future[Reply], result: Reply | BaseException) -> None:
 
 
 def _guessed(call: _Call, reply: Reply) -> Usage:
-    """High estimates, for a server that does not report."""
-    prompt = estimate_tokens(call.messages)
-    completion = min(estimate_tokens([Message(role="assistant", content=reply.text)]), call.sampling.max_tokens)
+    """High estimates of tokens, for a server that does not report; money is counted at the call's worst instead."""
+    prompt, completion = estimate_tokens(call.messages), call.sampling.max_tokens
+    if reply.finish != "error":  # or else the text is our own
+        completion = min(estimate_tokens([Message(role="assistant", content=reply.text)]), completion)
     return Usage(prompt_tokens=prompt, completion_tokens=completion, computed_tokens=prompt + completion)

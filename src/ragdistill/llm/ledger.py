@@ -1,19 +1,19 @@
 """What calls cost: tokens and money of each, written down before and after, and a budget that is kept.
 
 An append-only file. A call reserves its worst case before it is sent and is settled by what the server reports; what
-was sent and never answered counts in full, because it may be billed. So the budget holds over kills, for several
-processes at once and for all experiments that share the file: each appends under a lock and reads what the others
-wrote. Knows no HTTP and no journal; a call that the journal answers is never entered.
+was sent and never answered, or answered without a bill, counts in full, because it may be billed. So the budget holds
+over kills, for several processes at once and for all experiments that share the file: each appends under a lock and
+reads what the others wrote. Knows no HTTP and no journal; a call that the journal answers is never entered.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -24,6 +24,9 @@ from ragdistill.params import PriceParams
 from ragdistill.records import Record, Usage
 
 _MILLION = 1_000_000
+UNTOLD = "at worst, for calls whose bill no server told"
+"""Said of unsure money."""
+_S = TypeVar("_S", bound="Spent")
 
 
 class Entry(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -43,7 +46,7 @@ class Entry(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The server did not say what it bills: the worst case counts."""
 
 
-class Account(Record, frozen=True, kw_only=True):
+class Spent(Record, frozen=True, kw_only=True):
     """Tokens and money of one stage's calls to one model."""
 
     stage: str
@@ -51,16 +54,22 @@ class Account(Record, frozen=True, kw_only=True):
     currency: str
     paid_calls: int = 0
     """Answered by the server and billed."""
-    replayed_calls: int = 0
-    """Answered from the journal, for nothing."""
     failed_attempts: int = 0
+    """Without an answer, or without anything to bill."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     """Of the prompt tokens: those the server had computed before and bills lower."""
     completion_tokens: int = 0
     money: float = 0.0
     unsure_money: float = 0.0
-    """Worst case of attempts that were sent and never answered, in `money` too: they may be billed."""
+    """Worst case of calls that were sent and whose bill the server never told, in `money` too."""
+
+
+class Account(Spent, frozen=True, kw_only=True):
+    """What one process has spent, and what it got for nothing."""
+
+    replayed_calls: int = 0
+    """Answered from the journal, for nothing."""
     most_at_once: int = 0
     """Calls under way at the same time."""
 
@@ -71,6 +80,44 @@ def cost(usage: Usage, prices: PriceParams) -> float:
     cached = usage.prompt_tokens - computed
     answer = usage.completion_tokens * prices.completion
     return (computed * prices.prompt + cached * prices.cached + answer) / _MILLION
+
+
+def spending(path: Path) -> list[Spent]:
+    """What all processes have spent, killed ones too, by stage, model and currency.
+
+    A reservation that was never settled counts at its worst.
+    """
+    reserved: dict[str, Entry] = {}
+    settled: list[tuple[Entry, Entry]] = []
+    for entry in _entries(path.read_bytes().split(b"\n") if path.exists() else []):
+        if entry.reserved is not None:
+            reserved[entry.id] = entry
+        if entry.paid is not None:
+            settled.append((reserved.pop(entry.id, entry), entry))
+    lost = [(r, msgspec.structs.replace(r, paid=r.reserved, unsure=True)) for r in reserved.values()]
+    sums: dict[tuple[str, str, str], Spent] = {}
+    for by, end in settled + lost:
+        key = (by.stage, by.model, by.currency)
+        before = sums.get(key) or Spent(stage=by.stage, model=by.model, currency=by.currency)
+        answered, money = bool(end.prompt_tokens or end.completion_tokens), end.paid or 0.0
+        sums[key] = _plus(
+            before, paid_calls=answered, failed_attempts=not answered, prompt_tokens=end.prompt_tokens,
+            cached_tokens=end.cached_tokens, completion_tokens=end.completion_tokens, money=money,
+            unsure_money=money if end.unsure else 0.0,
+        )  # fmt: skip
+    return [sums[key] for key in sorted(sums)]
+
+
+def _plus(account: _S, **more: float) -> _S:
+    now = {name: getattr(account, name) + value for name, value in more.items()}
+    return msgspec.structs.replace(account, **now)
+
+
+def _entries(lines: Iterable[bytes]) -> Iterator[Entry]:
+    """What can be read of the file's lines; one that was cut off is nothing."""
+    for line in lines:
+        with suppress(msgspec.DecodeError):
+            yield msgspec.json.decode(line, type=Entry)
 
 
 class Ledger:
@@ -87,7 +134,7 @@ class Ledger:
         """Bytes of the file that were taken in."""
         self._open: dict[str, float] = {}
         """Reservations of all processes that are not settled."""
-        self._paid = 0.0
+        self._paid = self._unsure = 0.0
         self._mine: set[str] = set()
         with self._locked():
             pass
@@ -117,17 +164,17 @@ class Ledger:
         self._mine.add(entry.id)
         return entry.id
 
-    def settle(self, id: str, usage: Usage) -> None:
-        """The call was answered and costs what `usage` says."""
+    def settle(self, id: str, usage: Usage, unsure: bool = False) -> None:
+        """The call was answered and costs what `usage` says; `unsure`: the server did not say it, the worst counts."""
         cached = usage.prompt_tokens + usage.completion_tokens - usage.computed_tokens
-        money = cost(usage, self.prices)
+        money = self._open.get(id, 0.0) if unsure else cost(usage, self.prices)
         self._close(Entry(
-            id=id, paid=money, prompt_tokens=usage.prompt_tokens, cached_tokens=cached,
+            id=id, paid=money, prompt_tokens=usage.prompt_tokens, cached_tokens=cached, unsure=unsure,
             completion_tokens=usage.completion_tokens, stage=self.account.stage, currency=self.account.currency,
         ))  # fmt: skip
         self._count(
             paid_calls=1, prompt_tokens=usage.prompt_tokens, cached_tokens=cached,
-            completion_tokens=usage.completion_tokens, money=money,
+            completion_tokens=usage.completion_tokens, money=money, unsure_money=money if unsure else 0.0,
         )  # fmt: skip
 
     def fail(self, id: str, unsure: bool) -> None:
@@ -141,19 +188,18 @@ class Ledger:
         self._count(replayed_calls=1)
 
     def _count(self, **more: float) -> None:
-        now = {name: getattr(self.account, name) + value for name, value in more.items()}
-        self.account = msgspec.structs.replace(self.account, **now)
+        self.account = _plus(self.account, **more)
 
     def _close(self, entry: Entry) -> None:
+        self._mine.discard(entry.id)  # first: if the file refuses the line, nobody must wait for this call's money
         with self._locked() as file:
             self._append(file, entry)
-        self._mine.discard(entry.id)
 
     def _no_money(self, worst: float) -> str:
-        unit, unsure = self.account.currency, self.account.unsure_money
+        unit, unsure = self.account.currency, self._unsure + sum(self._open.values())
         return (
             f"endpoint.budget of {self.budget:.2f} {unit} might be exceeded: {self.spent:.4f} are spent in this project"
-            + (f" ({unsure:.4f} of it for attempts that may not be billed)" if unsure else "")
+            + (f" ({unsure:.4f} of it {UNTOLD})" if unsure else "")
             + f" and the next call may cost {worst:.4f}; raise endpoint.budget and run again, what is finished is kept "
             "and not paid again."
         )
@@ -185,11 +231,7 @@ class Ledger:
         self._read += len(line) + 1
 
     def _take(self, lines: list[bytes]) -> None:
-        for line in lines:
-            try:
-                entry = msgspec.json.decode(line, type=Entry)
-            except msgspec.DecodeError:
-                continue
+        for entry in _entries(lines):
             if entry.currency != self.account.currency:
                 continue
             if entry.reserved is not None:
@@ -197,3 +239,4 @@ class Ledger:
             if entry.paid is not None:
                 self._open.pop(entry.id, None)
                 self._paid += entry.paid
+                self._unsure += entry.paid if entry.unsure else 0.0

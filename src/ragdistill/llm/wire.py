@@ -32,9 +32,12 @@ _REFUSED = ("content_filter", "content_policy", "content management policy", "in
 _NO_CREDIT = ("insufficient_quota", "billing", "credit")
 NO_SCHEMAS = ("response_format", "json_schema")
 """In the words of a server that refuses a reply's form."""
+_GATEWAY = (502, 504, 520, 524)
+"""Statuses of a proxy that heard no end from the server behind it, which may have computed (52x are Cloudflare's)."""
 _CAP_NAMES = ("max_tokens", "max_completion_tokens")
 """Two names of the same limit: the servers' usual one, and the only one that OpenAI's newer models take."""
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+"""Tokens; more of them are no number to compute money with."""
 
 
 class _Details(msgspec.Struct):
@@ -62,9 +65,12 @@ class _Error(msgspec.Struct):
     code: str | int | None = None
 
 
-class _Body(msgspec.Struct):
-    choices: list[_Choice] | None = None
+class _Bill(msgspec.Struct):
     usage: _Usage | None = None
+
+
+class _Body(_Bill):
+    choices: list[_Choice] | None = None
     error: _Error | None = None
 
 
@@ -84,6 +90,8 @@ class Failure:
     reason: str
     after: float | None = None
     """Seconds the server asks to wait."""
+    at_once: bool = False
+    """The next attempt asks differently, so nothing has to pass before it."""
     unsure: bool = False
     """The server may have computed, and may bill, an answer that never came."""
     crowded: bool = True
@@ -149,11 +157,13 @@ class Wire:
         try:
             body = msgspec.json.decode(content, type=_Body)
         except msgspec.ValidationError as e:
-            return Answer(_unusable(f"malformed reply: {self.clean(str(e))}", None), reported=False)
+            return _malformed(self.clean(str(e)), content)
+        except RecursionError:
+            return _malformed("nested too deeply", content)
         except (msgspec.DecodeError, UnicodeDecodeError):  # a proxy's page, or half of an answer
             return Failure("the answer's body is no JSON", unsure=True)
         if body.error and not body.choices:
-            return Failure(f"an error in place of an answer: {self.clean(body.error.message)}")
+            return Failure(f"an error in place of an answer: {self.clean(body.error.message)}", unsure=True)
         return Answer(self._reply(body), reported=body.usage is not None)
 
     def _reply(self, body: _Body) -> Reply:
@@ -176,7 +186,7 @@ class Wire:
         )
 
     def _refused(self, e: APIStatusError, cap: str, formed: bool) -> Answer | Failure:
-        """A status of 400 or more. Nothing is billed for it."""
+        """A status of 400 or more. Nothing is billed for it, unless it is a gateway's."""
         body = e.body if isinstance(e.body, Mapping) else {}
         status, said = e.status_code, self.clean(str(body.get("message") or e.message))
         where, words = self._base_url, f"{said} {e.code} {e.type}".lower()
@@ -187,7 +197,8 @@ class Wire:
         if status == 402 or (status == 429 and any(w in words for w in _NO_CREDIT)):
             raise ConfigError(f"{where} says that the account has no credit (HTTP {status}: {said}).") from None
         if status in (408, 409, 429) or status >= 500:
-            return Failure(f"HTTP {status}", after=retry_after(e.response.headers, time.time()))
+            after = retry_after(e.response.headers, time.time())
+            return Failure(f"HTTP {status}", after=after, unsure=status in _GATEWAY)
         if status == 404:
             raise ConfigError(
                 f"{where} does not know the model {self._model!r} (HTTP 404); "
@@ -199,10 +210,10 @@ class Wire:
             return Answer(_unusable(f"refusal: {said}", None), reported=True)
         if cap == _CAP_NAMES[0] and _CAP_NAMES[1] in words:
             self._cap = _CAP_NAMES[1]
-            return Failure("the server wants another name for max_tokens", after=0.0, crowded=False)
+            return Failure("the server wants another name for max_tokens", at_once=True, crowded=False)
         if formed and any(w in words for w in NO_SCHEMAS):
             self._schemas = False
-            return Failure("the server cannot constrain a reply to a schema", after=0.0, crowded=False)
+            return Failure("the server cannot constrain a reply to a schema", at_once=True, crowded=False)
         raise ConfigError(f"{where} refuses the request (HTTP {status}: {said}); check endpoint.model.") from None
 
 
@@ -224,6 +235,15 @@ def _usage(seen: _Usage | None) -> Usage:
 
 def _unusable(reason: str, seen: _Usage | None) -> Reply:
     return Reply(text=reason, usage=_usage(seen), finish="error")
+
+
+def _malformed(reason: str, content: bytes) -> Answer:
+    """What is wrong elsewhere in the body takes nothing from the usage in it: that is billed."""
+    try:
+        seen = msgspec.json.decode(content, type=_Bill).usage
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        seen = None
+    return Answer(_unusable(f"malformed reply: {reason}", seen), reported=seen is not None)
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:

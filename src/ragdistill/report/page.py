@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from ragdistill.files import write_atomic
 from ragdistill.hints.lift import LiftRow
+from ragdistill.llm.ledger import Spent
 from ragdistill.params import ReportParams
 from ragdistill.progress import duration
 from ragdistill.records import EvalEpisode, Hint, Trajectory
@@ -62,6 +63,8 @@ class Page:
     """`rollouts` and `teach` → sampling temperature."""
     timings: Mapping[str, Timing] = field(default_factory=dict)
     """Stage → wall time."""
+    spending: Sequence[Spent] = ()
+    """What calls to served models have cost."""
     engines: Mapping[str, str] = field(default_factory=dict)
     """Policy and seed → engine, precision and device that played it."""
     at_once: int | None = None
@@ -134,13 +137,14 @@ def render(page: Page) -> str:
 
 
 def _circumstances(page: Page) -> dict[str, Any]:
-    """What played, how long that took, and what stop reasons mean."""
+    """What played, how long that took, what was paid for it, and what stop reasons mean."""
     times, policies = page.timings.values(), page.metrics["policies"]
     return {
         "stop_words": words.STOPS,
         "paces": [(n, policies[n]) for n in order(policies) if "step_seconds_p50" in policies[n]],
         "engine": words.played_by(page.engines),
         "mixed": words.mixed(page.engines),
+        "paid": words.paid(page.spending),
         "times": words.wall_time(page.timings),
         "total": duration(sum(t.best for t in times)),
         "unknown": sum(t.cold is None for t in times),

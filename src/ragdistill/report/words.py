@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ragdistill.llm.ledger import UNTOLD, Spent
 from ragdistill.progress import duration
 from ragdistill.records import StopReason
 from ragdistill.report.metrics import has_scores
@@ -181,6 +182,18 @@ def wall_time(timings: Mapping[str, Timing]) -> list[tuple[str, str, str]]:
             )
         out.append((stage, duration(t.best), aside))
     return out
+
+
+def paid(spending: Sequence[Spent]) -> str:
+    """All money in one phrase, each currency by itself; "" where nothing was spent."""
+    sums = {a.currency: (0.0, 0.0) for a in spending}
+    for a in spending:
+        money, unsure = sums[a.currency]
+        sums[a.currency] = (money + a.money, unsure + a.unsure_money)
+    return " and ".join(
+        f"{money:.4f} {currency}" + (f" ({unsure:.4f} of it {UNTOLD})" if unsure else "")
+        for currency, (money, unsure) in sums.items()
+    )
 
 
 def kind_name(kind: str) -> str:

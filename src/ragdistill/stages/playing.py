@@ -30,7 +30,7 @@ from ragdistill.records import Step, StopReason, Task, Trajectory, read_json
 from ragdistill.rollout import Progress, Retrieve, Setting, play_all
 from ragdistill.stages import defaults
 from ragdistill.stages.common import BASE, IDENTITY, TEACHER
-from ragdistill.stages.spending import SERVED, is_served, stage_name, tell
+from ragdistill.stages.spending import SERVED, is_served, ledger_file, stage_name, tell
 
 if TYPE_CHECKING:
     from ragdistill.envs.ray_pool import RayPool
@@ -80,7 +80,7 @@ def open_endpoint(params: Params) -> ChatModel:
     """The served model, with the journal of calls and the ledger that all stages and experiments share."""
     from ragdistill.llm.endpoint import EndpointModel
 
-    return EndpointModel(params.endpoint, cache_dir("journal", "calls"), cache_dir("ledger.jsonl"), stage_name())
+    return EndpointModel(params.endpoint, cache_dir("journal", "calls"), ledger_file(), stage_name())
 
 
 def _vllm(params: Params, directory: Path, adapter: Path | None, context: int) -> ChatModel:

@@ -74,7 +74,7 @@ def body(params: Params) -> str:
     players = engines(folders)
     metrics["engine"] = played_by(players)
     losses, trainings = adapters(params)
-    timing, spending = read_timing(), collect()
+    timing, spending = read_timing(), collect(params)
     # rooms are for the page: hundreds of numbers would bury the others in `dvc metrics` and MLflow
     write_json(RESULTS / "metrics.json", {k: v for k, v in metrics.items() if k != "by_room"})
     write_json(RESULTS / "timing.json", timing)
@@ -97,6 +97,7 @@ def body(params: Params) -> str:
         kept=read_json(SFT / "report.json"),
         temperatures={"rollouts": params.rollouts.temperature, "teach": params.teach.temperature},
         timings=timing,
+        spending=spending,
         engines=players,
         paper=compare(metrics, params.model.base),
         bootstrap=params.report.bootstrap,

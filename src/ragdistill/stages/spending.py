@@ -1,24 +1,25 @@
-"""What a stage's calls to a served model cost: told at the stage's end, kept in a JSON file.
+"""What calls to a served model cost: a process's own told at its end, the project's read from the ledger.
 
-The files lie where the stages' timings lie; `collect` joins them for the report. Knows no HTTP.
+The ledger alone knows what was paid: it outlives kills, repeated runs and several models in one stage. Knows no HTTP.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
+from ragdistill.journal import cache_dir
 from ragdistill.llm import ChatModel
-from ragdistill.llm.ledger import Account
-from ragdistill.records import read_json, write_json
+from ragdistill.llm.ledger import UNTOLD, Account, Spent, spending
+from ragdistill.params import Params
 
-SPENDING = Path(".cache/spending")
-"""Accounts of this workspace, one file a stage, beside its timings."""
 SERVED = "endpoint"
 """Value of `model.engine` and `model.teacher`; name of the pointer that stage `base` leaves for a served teacher."""
+
+
+def ledger_file() -> Path:
+    """The accounts that all stages and experiments of this project share."""
+    return cache_dir("ledger.jsonl")
 
 
 def stage_name() -> str:
@@ -32,18 +33,15 @@ def is_served(model: ChatModel) -> bool:
 
 
 def tell(model: ChatModel) -> None:
-    """Print and keep what a served model's calls cost; of other models there is nothing to tell."""
+    """Print what a served model's calls cost in this process; of other models there is nothing to tell."""
     account = getattr(model, "account", None)
-    if not isinstance(account, Account):
-        return
-    kept = msgspec.to_builtins(account) | {"tokens_counted": getattr(model, "counting", "")}
-    write_json(SPENDING / f"{account.stage}.json", kept)
-    print(line(account), flush=True)
+    if isinstance(account, Account):
+        print(f"{line(account)}; prompts {getattr(model, 'counting', 'not counted')}", flush=True)
 
 
 def line(a: Account) -> str:
     """Calls, tokens and money in one sentence."""
-    unsure = f", {a.unsure_money:.4f} of it for attempts that may not be billed" if a.unsure_money else ""
+    unsure = f", {a.unsure_money:.4f} of it {UNTOLD}" if a.unsure_money else ""
     return (
         f"{a.model}: {a.paid_calls} calls paid, {a.replayed_calls} from the journal, {a.failed_attempts} attempts "
         f"failed; {a.prompt_tokens:,} prompt tokens ({a.cached_tokens:,} cached), {a.completion_tokens:,} completion; "
@@ -51,6 +49,7 @@ def line(a: Account) -> str:
     )
 
 
-def collect() -> dict[str, Any]:
-    """Stage → account of its last run in this workspace."""
-    return {kept["stage"]: kept for kept in map(read_json, sorted(SPENDING.glob("*.json")))}
+def collect(params: Params) -> list[Spent]:
+    """What all runs of this project have spent, a row for each stage and model; none where no model is served."""
+    served = SERVED in (params.model.engine, params.model.teacher, params.hints.llm.model)
+    return spending(ledger_file()) if served else []
