@@ -113,6 +113,10 @@ def test_a_ranker_that_asks_and_measured_lift_are_counted() -> None:
     assert asked == ["teach@hints, ranker", "evaluate@rag-0, ranker"]
     assert (found[asked[0]].calls, found[asked[1]].calls) == (100, 30)
     assert not [n for n in rows(params(hints__ranker="llm", hints__per_bucket=3)) if "ranker" in n], "nothing to choose"
+    own = params_raw(params())["hints"]["llm"] | {"model": "endpoint"}
+    for model, where in ((None, "GPU"), ("endpoint", "endpoint")):
+        priced = rows(params(hints__ranker="llm", hints__ranker_model=model, hints__llm=own), FOUND)
+        assert priced[asked[0]].where == where, "who writes hints does not choose them"
     measured_lift = rows(params(lift={"hints": 4, "tasks": 10, "attempts": 2}, tasks__train=600), FOUND)["lift"]
     assert measured_lift.calls == pytest.approx(6 * 10 * 2 * (4 + 1) * 10)
     few = rows(params(lift={"hints": 4, "tasks": 10, "attempts": 2}, tasks__train=30), FOUND)["lift"]

@@ -80,13 +80,13 @@ def contradictions(p: Params) -> Iterator[str]:
 
 
 def _servers(p: Params) -> Iterator[str]:
-    e, served = p.endpoint, "endpoint" in (p.model.engine, p.model.teacher, p.hints.llm.model)
+    e, asked = p.endpoint, (p.model.engine, p.model.teacher, p.hints.llm.model, p.hints.ranker_model)
     if fault := address_fault(e.base_url):
         yield (
             f"endpoint.base_url {fault}; give https://host/v1, and put the key into the variable that "
             "endpoint.api_key_env names."
         )
-    if served and not (e.prices.prompt or e.prices.completion) and e.budget is not None:
+    if "endpoint" in asked and not (e.prices.prompt or e.prices.completion) and e.budget is not None:
         yield "endpoint.budget cannot be kept while endpoint.prices are 0; set the prices, or budget: null."
     if p.vllm.url is not None and (fault := address_fault(p.vllm.url)):
         yield f"vllm.url {fault}; give http://host:8000/v1, and put the key into the variable VLLM_API_KEY."

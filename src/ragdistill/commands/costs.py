@@ -171,7 +171,7 @@ def choosing(stage: str, episodes: float, model: str, p: Params, speeds: Speeds)
         return
     read = (QUESTION + p.hints.per_bucket * HINT_TOKENS) * episodes
     row = Row(f"{stage}, ranker", "", episodes, read, read, CHOICE_TOKENS * episodes)
-    yield computed_by(asked(p, p.hints.llm.model or model), row, p, speeds)
+    yield computed_by(asked(p, p.hints.ranker_model or model), row, p, speeds)
 
 
 def playing(stage: str, episodes: float, play: Play, model: str, p: Params, speeds: Speeds) -> Row:
