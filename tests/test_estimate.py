@@ -149,6 +149,21 @@ def test_every_stage_of_the_default_that_costs_something_is_there() -> None:
 
 
 @pytest.mark.parametrize(
+    ("split", "test", "played"),
+    [("official_test", 100, 100), ("official_test", 900, 500), ("official_eval", 5000, 1000), ("test", 60, 60)],
+)
+def test_of_webshops_official_goals_those_are_counted_that_are_played(split: str, test: int, played: int) -> None:
+    p = params(env__name="webshop", tasks__eval_split=split, tasks__test=test, hints__ranker="llm")
+    assert rows(p)["evaluate@rag-0, ranker"].calls == played
+
+
+@pytest.mark.parametrize("split", ["valid_seen", "valid_unseen"])
+def test_alfworlds_official_games_are_counted_whole(split: str) -> None:
+    p = params(tasks__source="official", tasks__eval_split=split, tasks__test=10, hints__ranker="llm")
+    assert rows(p)["evaluate@rag-0, ranker"].calls == {"valid_seen": 140, "valid_unseen": 134}[split]
+
+
+@pytest.mark.parametrize(
     ("name", "billions"),
     [("Qwen/Qwen2.5-14B-Instruct", 14), ("Qwen2.5-7B", 7), ("smollm2-135m-instruct", 0.135), ("llama-1.5b", 1.5),
      ("no-number", 14)],
