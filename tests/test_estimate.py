@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import yaml
 
+from ragdistill import profiles
 from ragdistill.commands import estimate as command
 from ragdistill.commands.costs import REPAIRED, Row, Speeds, episode, size, stages
 from ragdistill.commands.estimate import estimate, here, measured
@@ -134,6 +135,13 @@ def test_a_profile_is_estimated_as_it_would_change_the_project(
         assert stage in lines, out
     assert "endpoint" in lines["hints"] and "GPU" in lines["rollouts"] and "coldstart" not in lines
     assert "success of alfworld/14B/react" in out and "one call a failure" in out
+
+
+@pytest.mark.parametrize("name", [n for n in profiles.names(ROOT / "profiles") if n.startswith("paper-")])
+def test_the_budget_of_a_paper_profile_covers_what_it_is_estimated_to_cost(name: str) -> None:
+    p = profiles.overlaid(name, ROOT / "params.yaml", ROOT / "profiles")
+    cost = sum(r.most for r in rows(p).values() if r.where == "endpoint")
+    assert p.endpoint.budget is not None and 0 < cost < p.endpoint.budget
 
 
 def test_every_stage_of_the_default_that_costs_something_is_there() -> None:
