@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import yaml
 
+from ragdistill import profiles
 from ragdistill.commands import estimate as command
 from ragdistill.commands.costs import REPAIRED, Row, Speeds, episode, size, stages
 from ragdistill.commands.estimate import estimate, here, measured
@@ -113,6 +114,10 @@ def test_a_ranker_that_asks_and_measured_lift_are_counted() -> None:
     assert asked == ["teach@hints, ranker", "evaluate@rag-0, ranker"]
     assert (found[asked[0]].calls, found[asked[1]].calls) == (100, 30)
     assert not [n for n in rows(params(hints__ranker="llm", hints__per_bucket=3)) if "ranker" in n], "nothing to choose"
+    own = params_raw(params())["hints"]["llm"] | {"model": "endpoint"}
+    for model, where in ((None, "GPU"), ("endpoint", "endpoint")):
+        priced = rows(params(hints__ranker="llm", hints__ranker_model=model, hints__llm=own), FOUND)
+        assert priced[asked[0]].where == where, "who writes hints does not choose them"
     measured_lift = rows(params(lift={"hints": 4, "tasks": 10, "attempts": 2}, tasks__train=600), FOUND)["lift"]
     assert measured_lift.calls == pytest.approx(6 * 10 * 2 * (4 + 1) * 10)
     few = rows(params(lift={"hints": 4, "tasks": 10, "attempts": 2}, tasks__train=30), FOUND)["lift"]
@@ -132,6 +137,13 @@ def test_a_profile_is_estimated_as_it_would_change_the_project(
     assert "success of alfworld/14B/react" in out and "one call a failure" in out
 
 
+@pytest.mark.parametrize("name", [n for n in profiles.names(ROOT / "profiles") if n.startswith("paper-")])
+def test_the_budget_of_a_paper_profile_covers_what_it_is_estimated_to_cost(name: str) -> None:
+    p = profiles.overlaid(name, ROOT / "params.yaml", ROOT / "profiles")
+    cost = sum(r.most for r in rows(p).values() if r.where == "endpoint")
+    assert p.endpoint.budget is not None and 0 < cost < p.endpoint.budget
+
+
 def test_every_stage_of_the_default_that_costs_something_is_there() -> None:
     names = list(rows(params()))
     assert names == [
@@ -142,6 +154,21 @@ def test_every_stage_of_the_default_that_costs_something_is_there() -> None:
     assert rows(params(tasks__source="official", tasks__eval_split="valid_unseen"))["evaluate@base-0"].calls == (
         pytest.approx(134 * 18.9)
     )
+
+
+@pytest.mark.parametrize(
+    ("split", "test", "played"),
+    [("official_test", 100, 100), ("official_test", 900, 500), ("official_eval", 5000, 1000), ("test", 60, 60)],
+)
+def test_of_webshops_official_goals_those_are_counted_that_are_played(split: str, test: int, played: int) -> None:
+    p = params(env__name="webshop", tasks__eval_split=split, tasks__test=test, hints__ranker="llm")
+    assert rows(p)["evaluate@rag-0, ranker"].calls == played
+
+
+@pytest.mark.parametrize("split", ["valid_seen", "valid_unseen"])
+def test_alfworlds_official_games_are_counted_whole(split: str) -> None:
+    p = params(tasks__source="official", tasks__eval_split=split, tasks__test=10, hints__ranker="llm")
+    assert rows(p)["evaluate@rag-0, ranker"].calls == {"valid_seen": 140, "valid_unseen": 134}[split]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ragdistill import profiles
 from ragdistill.errors import EmptyResultError, EnvironmentFault
 from ragdistill.hints.ask import Asker
 from ragdistill.hints.bank import build_bank, hints_of
@@ -22,10 +23,12 @@ from ragdistill.hints.safety import defuse, refusal
 from ragdistill.hints.transcript import transcript
 from ragdistill.journal import Journal
 from ragdistill.llm import Reply, Sampling
+from ragdistill.llm.endpoint import EndpointModel
 from ragdistill.llm.scripted import ScriptedModel
 from ragdistill.records import Message, Step, StopReason, Trajectory, Usage, write_jsonl
 from tests.test_hints import PARAMS, corpus, game, play
 
+ROOT = Path(__file__).resolve().parents[1]
 GOOD = "Clean {object} with {sinkbasin} before you move {object} to {target}."
 CONTROL = re.compile(r"<\||\|>|</?[a-z_]+>|\[/?INST\]|<<|>>", re.IGNORECASE)
 
@@ -151,6 +154,23 @@ def test_a_context_that_is_too_small_is_said_and_costs_no_call(tmp_path: Path) -
     done = run(model, tmp_path, context_tokens=700)
     assert not model.asked and not done.hints
     assert reasons(done) == {"unusable reply: its records do not fit into hints.llm.context_tokens"}
+
+
+@pytest.mark.parametrize("name", [n for n in profiles.names(ROOT / "profiles") if n.startswith("paper-")])
+def test_the_papers_profiles_let_a_failure_be_read_whole(name: str, tmp_path: Path) -> None:
+    """By the high count of a model whose tokenizer is not known, and in turns longer than usual."""
+    p = profiles.overlaid(name, ROOT / "params.yaml", ROOT / "profiles")
+    turns, seen = (50, 250) if p.env.name == "alfworld" else (15, 800)
+    step = Step(reply="", thought="I look. " * 15, action="go to countertop 1", observation="a mug 1 " * (seen // 8))
+    lost = msgspec.structs.replace(corpus()[0], steps=(step,) * turns, stop=StopReason.MAX_STEPS, reward=0.0)
+    (case,) = cases_of([lost], p.hints.llm.mode, p.hints.llm.cases)
+    served = EndpointModel(
+        msgspec.structs.replace(p.endpoint, api_key_env=None), tmp_path, tmp_path / "ledger", "hints"
+    )
+    chat = prompt(case, Asker(served, Journal(tmp_path, Reply), 1), p.hints)
+    served.close()
+    assert chat is not None and f"Turn {turns}" in chat[1].content
+    assert "left out" not in chat[1].content and "[cut]" not in chat[1].content
 
 
 # -- replies -----------------------------------------------------------------------------------------------------------

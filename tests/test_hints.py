@@ -24,7 +24,7 @@ from ragdistill.records import Hint, Step, StopReason, Trajectory, write_jsonl
 PARAMS = HintsParams(
     extractor="offline", kinds=("contrast", "precondition", "redundancy"), k=3, min_support=2, max_chars=120,
     dedup=0.85, per_bucket=20,
-    ranker="evidence", embedder=None, llm=HintLlmParams(None, "pairwise", 20, 4, 4000, 300, 0.0),
+    ranker="evidence", ranker_model=None, embedder=None, llm=HintLlmParams(None, "pairwise", 20, 4, 4000, 300, 0.0),
 )  # fmt: skip
 ROOM = ("cabinet 1", "drawer 1", "shelf 1", "countertop 1", "desk 1", "sinkbasin 1", "microwave 1", "fridge 1")
 FIRST = "You are in a room. You see " + ", ".join(f"a {r}" for r in ROOM)

@@ -88,10 +88,11 @@ def test_a_wrong_type_or_range_is_refused_by_name(key: str, value: Any) -> None:
     assert f"$.{key}" in str(caught.value)
 
 
-def test_a_budget_without_prices_is_refused_once_the_endpoint_is_used() -> None:
+@pytest.mark.parametrize(("section", "key"), [("model", "teacher"), ("hints", "ranker_model")])
+def test_a_budget_without_prices_is_refused_once_the_endpoint_is_used(section: str, key: str) -> None:
     raw = changed("endpoint.prices", {"prompt": 0.0, "cached": 0.0, "completion": 0.0})
     convert_params(raw)
-    raw["model"]["teacher"] = "endpoint"
+    raw[section][key] = "endpoint"
     with pytest.raises(ConfigError, match=r"endpoint\.budget cannot be kept"):
         convert_params(raw)
     raw["endpoint"]["budget"] = None
@@ -183,6 +184,8 @@ def test_values_that_are_wrong_together_fail_before_anything_runs(key: str, valu
         ({"evaluate.policies": ["base"], "model.teacher": "endpoint"}, None),
         ({"coldstart.enabled": False, "hints.llm.model": "owner/other"}, None),
         ({"coldstart.enabled": False, "hints.llm.model": "owner/other", "hints.extractor": "llm"}, "owner/other"),
+        ({"coldstart.enabled": False, "hints.ranker_model": "owner/other", "hints.ranker": "llm"}, "owner/other"),
+        ({"coldstart.enabled": False, "hints.ranker_model": "endpoint", "hints.ranker": "llm"}, None),
     ],
 )
 def test_a_server_of_one_base_is_never_asked_for_other_weights(change: dict[str, object], says: str | None) -> None:

@@ -25,6 +25,7 @@ from ragdistill.records import Message, SftExample, read_json
 from ragdistill.training import fast, hardware, memory, sft, trainer
 from ragdistill.training.encode import IGNORE, OURS, encode
 from tests.llm_toys import toy_tokenizer
+from tests.other_params import altered
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "profiles"
@@ -62,8 +63,11 @@ def test_the_default_profile_holds_the_shipped_value_of_every_key_that_a_profile
 def test_a_profile_leaves_complete_parameters_with_their_comments_and_the_default_comes_back(
     project: Path, name: str
 ) -> None:
+    wanted = profiles.overlaid(name)
     before = (project / "params.yaml").read_text()
+    override(project / "params.yaml", altered(yaml.safe_load(before)))
     params, changes = profiles.apply(name)
+    assert params == wanted, "what stood there before decides nothing"
     text = (project / "params.yaml").read_text()
     assert load_params() == params
     for key, value in profiles.read_profile(name).items():
@@ -89,6 +93,15 @@ def test_keys_that_no_profile_sets_are_the_users(project: Path) -> None:
     path = project / "params.yaml"
     path.write_text(path.read_text().replace("bootstrap: 4000 ", "bootstrap: 1000 "))
     assert profiles.apply("paper-alfworld-7b-react")[0].report.bootstrap == 1000
+
+
+def test_a_list_that_dvc_wrote_on_lines_of_its_own_is_replaced_and_what_follows_stays_valid(project: Path) -> None:
+    """`dvc exp run -S 'evaluate.policies=[raw,base]'` leaves such a list; the section after it was written broken."""
+    direct = profiles.overlaid("paper-alfworld-7b-react")
+    override(project / "params.yaml", ["evaluate.policies=[raw,base]", "hints.kinds=[redundancy]"])
+    profiles.apply("paper-alfworld-7b-react")
+    assert load_params() == direct
+    assert "# untrained rows" in (project / "params.yaml").read_text()
 
 
 def test_what_changes_is_said(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

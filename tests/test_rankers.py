@@ -12,20 +12,25 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from ragdistill.errors import IdentityError
 from ragdistill.hints.ask import Asker
-from ragdistill.hints.bank import Bank, build_bank
+from ragdistill.hints.bank import Bank, build_bank, load_bank
 from ragdistill.hints.lift import LiftRow
 from ragdistill.hints.rankers import LlmChoice, embedding_ranker, lift_ranker, tfidf_ranker
 from ragdistill.hints.retrieve import EVIDENCE, Ranker, bank_key, retrieve, retriever
 from ragdistill.journal import Journal
 from ragdistill.llm import Reply
 from ragdistill.llm.embed import Embedder
-from ragdistill.params import HintsParams
-from ragdistill.records import Hint, Message
+from ragdistill.llm.endpoint import EndpointModel
+from ragdistill.params import HintsParams, Params, convert_params
+from ragdistill.records import Hint, Message, write_jsonl
+from ragdistill.stages.advising import retrieval
+from ragdistill.stages.common import BANK
 from tests.test_hint_llm import Paid
 from tests.test_hints import PARAMS, hint, small_bank
+from tests.test_params import changed
 
 GOAL = "look at bowl under the floorlamp."
 PLAIN = "tidy up."
@@ -140,6 +145,37 @@ def test_whatever_a_model_replies_only_hints_of_the_bucket_are_shown(
     texts = [h.text for h in LAMPS["b"]]
     assert 0 < len(got) <= 2 and len(set(got)) == len(got) and set(got) <= set(texts)
     assert not chooser.fallbacks or got == texts[:2]
+
+
+@pytest.fixture
+def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """A project with a bank, in which a served model writes the hints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAGDISTILL_CACHE", str(tmp_path / "cache"))
+    write_jsonl(BANK, LAMPS["b"])
+    raw = changed("endpoint.api_key_env", None)
+    raw["hints"] |= {"extractor": "llm", "llm": raw["hints"]["llm"] | {"model": "endpoint"}}
+    return convert_params(raw)
+
+
+def ranked_by(params: Params, ranker: str, model: str | None) -> Params:
+    return structs.replace(params, hints=structs.replace(params.hints, ranker=ranker, ranker_model=model))
+
+
+def test_who_chooses_hints_need_not_be_who_writes_them(shown: Params) -> None:
+    """Writing costs a call a failure, choosing one an episode: a dear author must not be asked to choose unnoticed."""
+    player = Chooser(1)
+    with retrieval(ranked_by(shown, "llm", None), "retrieved", player) as found:
+        assert found.choice and found.choice.asker.model is player
+    with retrieval(ranked_by(shown, "llm", "endpoint"), "retrieved", player) as found:
+        assert found.choice and isinstance(found.choice.asker.model, EndpointModel)
+
+
+@pytest.mark.parametrize("model", [None, "endpoint"])
+def test_a_ranker_that_asks_nobody_has_the_same_key_whoever_would_be_asked(shown: Params, model: str | None) -> None:
+    bank = load_bank(BANK, shown.hints)
+    with retrieval(ranked_by(shown, "evidence", model), "retrieved", Chooser(1)) as found:
+        assert (found.choice, found.key) == (None, bank_key(bank, shown.hints.k, "retrieved"))
 
 
 def test_the_goal_of_a_question_stays_inside_its_fence(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ragdistill.llm import weights
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
 from ragdistill.params import LoraParams
 from ragdistill.records import Message, SftExample
+from ragdistill.stages.common import training_line
 from ragdistill.training import encode, fast, hardware, memory, sft, trainer
 
 TEMPLATE = (
@@ -260,6 +261,27 @@ def test_too_long_examples_are_dropped_whole_and_counted(base: Path, tmp_path: P
     with pytest.raises(DataError, match="2 of 6 training examples exceed 256 tokens"):
         sft.train_lora([*CHATS, chats[-1], chats[-1]], base, tmp_path / "other", LORA, 0)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_cut_keeps_no_example_with_nothing_to_learn_and_says_so(base: Path, tmp_path: Path) -> None:
+    """Its prompt fills the limit: it would take a place in the batches and teach nothing."""
+    cut = msgspec.structs.replace(encode.OURS, too_long="cut")
+    chats = [example(f"cup{i}") for i in range(8)] + [example("vase", 6), example("hall", 1, pad="x" * 300)]
+    result = sft.train_lora(chats, base, tmp_path / "adapter", LORA, 0, recipe=cut)
+    assert (result.examples, result.too_long, result.mute) == (9, 2, 1)
+    assert training_line(result).startswith("9 examples (2 too long and cut, 1 left out: nothing to learn was left), ")
+    chat = ChatFormat(load_tokenizer(base))
+    assert all(any(x != encode.IGNORE for x in row.labels[1:]) for row in encode.encode(chats, chat, 256, cut).rows)
+    with pytest.raises(DataError, match="4 of 4 training examples hold nothing to learn in their first 15 tokens"):
+        encode.encode(CHATS, chat, 15, cut)
+    assert sft.recipe_key(cut)[1:], "an adapter of the cut that kept them is not taken for this one"
+
+
+def test_the_line_of_our_own_recipe_and_its_file_say_what_they_always_said(base: Path, tmp_path: Path) -> None:
+    chats = [example(f"cup{i}") for i in range(9)] + [example("vase", 2, pad="x" * 300)]
+    result = sft.train_lora(chats, base, tmp_path / "adapter", LORA, 0)
+    assert training_line(result).startswith("9 examples (1 too long and left out), ")
+    assert "mute" not in (tmp_path / "adapter/training.json").read_text()
 
 
 def test_an_example_without_anything_to_learn_is_refused(base: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -159,6 +160,16 @@ def test_a_server_is_started_checked_and_ended_with_all_its_children(fake: Path,
         assert group != os.getpgrp() and group_lives(group)
     assert not group_lives(group) and not server.healthy()
     server.stop()
+
+
+def test_the_documented_server_runs_as_ours_does(base: Path) -> None:
+    """One that lacks an argument answers, but otherwise: with a repetition penalty, without students, without reuse."""
+    (said,) = re.findall(r"vllm serve .*?(?=\ndvc)", (ROOT / "docs/serving.md").read_text(), re.DOTALL)
+    own = [a for a in vllm.command(Path("python"), base, 8000, 12000, 64, []) if a.startswith("--")]
+    assert set(own) - set(said.split()) == {"--model", "--served-model-name"}
+    assert "--generation-config vllm" in said and "--max-lora-rank 64" in said
+    profiles = (ROOT / "profiles").glob("paper-*.yaml")
+    assert max(int(r) for p in profiles for r in re.findall(r"lora: \{r: (\d+)", p.read_text())) == 64
 
 
 def test_a_server_ends_with_its_owner_even_after_kill_9(fake: Path, base: Path) -> None:

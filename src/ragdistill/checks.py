@@ -80,7 +80,7 @@ def contradictions(p: Params) -> Iterator[str]:
 
 
 def _servers(p: Params) -> Iterator[str]:
-    e, served = p.endpoint, "endpoint" in (p.model.engine, p.model.teacher, p.hints.llm.model)
+    e, asked = p.endpoint, (p.model.engine, p.model.teacher, p.hints.llm.model, p.hints.ranker_model)
     if fault := address_fault(e.base_url):
         yield (
             f"endpoint.base_url {fault}; give https://host/v1, and put the key into the variable that "
@@ -91,7 +91,7 @@ def _servers(p: Params) -> Iterator[str]:
             f"model.engine is endpoint, but a served model cannot play the students of sft.variants {p.sft.variants}; "
             "let it teach (model.teacher: endpoint) and set model.engine: auto or vllm, or empty sft.variants."
         )
-    if served and not (e.prices.prompt or e.prices.completion) and e.budget is not None:
+    if "endpoint" in asked and not (e.prices.prompt or e.prices.completion) and e.budget is not None:
         yield "endpoint.budget cannot be kept while endpoint.prices are 0; set the prices, or budget: null."
     if p.vllm.url is not None and (fault := address_fault(p.vllm.url)):
         yield f"vllm.url {fault}; give http://host:8000/v1, and put the key into the variable VLLM_API_KEY."
@@ -112,8 +112,10 @@ def _other_weights(p: Params) -> Iterator[str]:
         yield "raw (evaluate.policies, before the cold start)"
     if p.model.teacher not in (None, "endpoint"):
         yield f"model.teacher {p.model.teacher}"
-    if p.hints.llm.model not in (None, "endpoint") and "llm" in (p.hints.extractor, p.hints.ranker):
+    if p.hints.extractor == "llm" and p.hints.llm.model not in (None, "endpoint"):
         yield f"hints.llm.model {p.hints.llm.model}"
+    if p.hints.ranker == "llm" and p.hints.ranker_model not in (None, "endpoint"):
+        yield f"hints.ranker_model {p.hints.ranker_model}"
 
 
 def _holds_secret(argument: str) -> bool:

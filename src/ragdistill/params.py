@@ -140,6 +140,7 @@ class HintsParams(Section, frozen=True):
     dedup: Share
     per_bucket: Positive
     ranker: Literal["evidence", "tfidf", "embedding", "llm", "lift"]
+    ranker_model: str | None
     embedder: str | None
     llm: HintLlmParams
 

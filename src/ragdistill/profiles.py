@@ -102,6 +102,9 @@ def _set(tree: Any, dotted: str, value: Any, where: str) -> Change | None:
     if before == after and type(before) is type(after):
         return None
     section[last] = value
+    comments = section.ca.items.get(last)
+    if comments and comments[3] == []:  # left by a list on lines of its own: ruamel would write broken lines after it
+        comments[3] = None
     return dotted, before, after
 
 

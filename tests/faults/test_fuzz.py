@@ -42,7 +42,7 @@ LIMITS = AgentParams(name="x", context_tokens=3000, max_reply_tokens=100, loop_l
 MINING = HintsParams(
     extractor="offline", kinds=("contrast", "precondition", "redundancy"), k=3, min_support=1, max_chars=120,
     dedup=0.85, per_bucket=20,
-    ranker="evidence", embedder=None, llm=HintLlmParams(None, "pairwise", 20, 4, 4000, 300, 0.0),
+    ranker="evidence", ranker_model=None, embedder=None, llm=HintLlmParams(None, "pairwise", 20, 4, 4000, 300, 0.0),
 )  # fmt: skip
 STRIP = StripParams(max_invalid=None, min_score=None, on_hint_reference="drop_thought", per_task=9)
 HINT = "To finish, clean {object} with {sinkbasin}."

@@ -16,8 +16,10 @@ from ragdistill.report.paper import AGENTS, published
 from ragdistill.stages.defaults import attempts, max_steps, reply_tokens
 from ragdistill.stages.spending import SERVED
 
-OFFICIAL = {"valid_seen": 140, "valid_unseen": 134, "official_test": 500}
-"""Tasks of the official evaluation splits."""
+WHOLE = {"valid_seen": 140, "valid_unseen": 134}
+"""Tasks of ALFWorld's official evaluation splits, which are played whole."""
+OFFICIAL = {"official_test": 500, "official_eval": 1000}
+"""Goals of WebShop's, of which the first `tasks.test` are played."""
 TYPES = {"alfworld": 6, "webshop": 5}
 """Task types, each with hints of its own; one for environments that are not listed."""
 REPLY_TOKENS = 40
@@ -143,9 +145,15 @@ def asked(p: Params, model: str | None) -> str:
     return SERVED if p.model.engine == SERVED else model or p.model.base
 
 
+def evaluated(p: Params) -> int:
+    """How many tasks each policy is evaluated on."""
+    split, asked_for = p.tasks.eval_split, p.tasks.dev if p.tasks.eval_split == "dev" else p.tasks.test
+    return WHOLE.get(split) or min(asked_for, OFFICIAL.get(split, asked_for))
+
+
 def evaluating(p: Params, base: Play, hinted: Play, player: str, speeds: Speeds) -> Iterator[Row]:
     """The evaluations of policies and students."""
-    tasks = OFFICIAL.get(p.tasks.eval_split, p.tasks.dev if p.tasks.eval_split == "dev" else p.tasks.test)
+    tasks = evaluated(p)
     for policy in p.evaluate.policies:
         play = hinted if policy.startswith("rag") else base
         yield playing(f"evaluate@{policy}-0", tasks, play, player, p, speeds)
@@ -171,7 +179,7 @@ def choosing(stage: str, episodes: float, model: str, p: Params, speeds: Speeds)
         return
     read = (QUESTION + p.hints.per_bucket * HINT_TOKENS) * episodes
     row = Row(f"{stage}, ranker", "", episodes, read, read, CHOICE_TOKENS * episodes)
-    yield computed_by(asked(p, p.hints.llm.model or model), row, p, speeds)
+    yield computed_by(asked(p, p.hints.ranker_model or model), row, p, speeds)
 
 
 def playing(stage: str, episodes: float, play: Play, model: str, p: Params, speeds: Speeds) -> Row:

@@ -44,9 +44,8 @@ class Retrieval:
         )
 
 
-def open_hint_model(params: Params) -> ChatModel:
-    """The model that writes hints: `hints.llm.model` (the served one if it says so), or else the teacher's."""
-    name = params.hints.llm.model
+def open_hint_model(params: Params, name: str | None) -> ChatModel:
+    """The model that `name` (`hints.llm.model`, `hints.ranker_model`) means: the served one, the teacher's for None."""
     if name == SERVED:
         return open_endpoint(params)
     directory = teacher_dir() if name is None else resolve_model(name, cache_dir("models"))
@@ -71,7 +70,8 @@ def retrieval(params: Params, how: How | None, player: ChatModel) -> Iterator[Re
     own: ChatModel | None = None
     choice: LlmChoice | None = None
     if how == "retrieved" and params.hints.ranker == "llm":
-        own = open_hint_model(params) if params.hints.llm.model else None
+        named = params.hints.ranker_model
+        own = open_hint_model(params, named) if named else None
         choice = LlmChoice(asker(params, own or player))
     ranker = choice.ranker() if choice else _ranker(params, bank) if how == "retrieved" else EVIDENCE
     try:

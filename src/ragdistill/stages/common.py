@@ -121,8 +121,10 @@ def link_tree(source: Path, dest: Path) -> None:
 
 def training_line(result: SftResult) -> str:
     """What a training was, in one phrase."""
+    cut = result.recipe is not None and result.recipe.too_long == "cut"
+    what = f"too long and cut, {result.mute} left out: nothing to learn was left" if cut else "too long and left out"
     return (
-        f"{result.examples} examples ({result.too_long} too long and left out), "
+        f"{result.examples} examples ({result.too_long} {what}), "
         f"{result.tokens * result.lora.epochs:,} tokens trained in {result.steps} steps at "
         f"{result.tokens_per_second:.0f} tokens/s, final loss {result.final_loss:.3f}"
     )

@@ -40,7 +40,7 @@ def ask(params: Params, trajectories: Sequence[Trajectory]) -> tuple[list[Hint],
     from ragdistill.stages.advising import asker, open_hint_model
     from ragdistill.stages.spending import tell
 
-    model = open_hint_model(params)
+    model = open_hint_model(params, params.hints.llm.model)
     paid = asker(params, model)
     try:
         with progress.bar("calls") as bar:

@@ -51,5 +51,5 @@ def line(a: Account) -> str:
 
 def collect(params: Params) -> list[Spent]:
     """What all runs of this project have spent, a row for each stage and model; none where no model is served."""
-    served = SERVED in (params.model.engine, params.model.teacher, params.hints.llm.model)
+    served = SERVED in (params.model.engine, params.model.teacher, params.hints.llm.model, params.hints.ranker_model)
     return spending(ledger_file()) if served else []

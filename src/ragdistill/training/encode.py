@@ -44,6 +44,9 @@ class Corpus(NamedTuple):
 
     rows: list[Encoded]
     too_long: int
+    """Examples over the limit: left out whole, or cut."""
+    mute: int = 0
+    """Those of the cut ones that were left out because nothing to learn was left of them."""
 
     @property
     def tokens(self) -> int:
@@ -67,31 +70,42 @@ class Corpus(NamedTuple):
 def encode(examples: Sequence[SftExample], chat: ChatFormat, max_tokens: int, recipe: RecipeParams = OURS) -> Corpus:
     """Tokenise `examples`; those longer than `max_tokens` are dropped whole (or cut, by `recipe`) and counted.
 
-    Raises `EmptyResultError` without examples, and `DataError` when an example has nothing to learn from or more
-    than `MAX_DROPPED` of them are too long.
+    A cut that leaves nothing to learn drops the example too. Raises `EmptyResultError` without examples, and
+    `DataError` when an example has nothing to learn from or more than `MAX_DROPPED` of them are dropped.
     """
     if not examples:
         raise EmptyResultError("There is no training example; loosen `strip` or give `teach` more tasks and attempts.")
     rows = [_encode_one(example, chat, recipe) for example in examples]
+    too_long, longest = sum(len(row.ids) > max_tokens for row in rows), max(len(row.ids) for row in rows)
     if recipe.too_long == "cut":
-        return Corpus([_cut(row, max_tokens) for row in rows], sum(len(row.ids) > max_tokens for row in rows))
-    fitting = [row for row in rows if len(row.ids) <= max_tokens]
-    dropped = len(rows) - len(fitting)
-    if dropped > MAX_DROPPED * len(rows):
-        longest = max(len(row.ids) for row in rows)
+        kept = [row for row in (_cut(row, max_tokens) for row in rows) if not _is_mute(row)]
+        mute = len(rows) - len(kept)
+        if mute > MAX_DROPPED * len(rows):
+            raise DataError(
+                f"{mute} of {len(rows)} training examples hold nothing to learn in their first {max_tokens} tokens "
+                f"(the longest has {longest}); raise `lora.max_tokens`."
+            )
+        return Corpus(kept, too_long, mute)
+    if too_long > MAX_DROPPED * len(rows):
         raise DataError(
-            f"{dropped} of {len(rows)} training examples exceed {max_tokens} tokens (the longest has {longest}); "
+            f"{too_long} of {len(rows)} training examples exceed {max_tokens} tokens (the longest has {longest}); "
             "raise `lora.max_tokens`; examples are not truncated (`sft.recipe.too_long`)."
         )
-    return Corpus(fitting, dropped)
+    return Corpus([row for row in rows if len(row.ids) <= max_tokens], too_long)
 
 
 def _encode_one(example: SftExample, chat: ChatFormat, recipe: RecipeParams) -> Encoded:
     ids, mask = chat.training_ids(example.messages) if recipe.format == "chat" else _plain_ids(example, chat)
     labels = [token if own or recipe.loss == "all" else IGNORE for token, own in zip(ids, mask, strict=True)]
-    if all(label == IGNORE for label in labels[1:]):
+    row = Encoded(ids, labels)
+    if _is_mute(row):
         raise DataError(f"Training example {example.id} holds no assistant tokens; remove it.")
-    return Encoded(ids, labels)
+    return row
+
+
+def _is_mute(row: Encoded) -> bool:
+    """Whether nothing is learnt from it; a first token is read only."""
+    return all(label == IGNORE for label in row.labels[1:])
 
 
 def _plain_ids(example: SftExample, chat: ChatFormat) -> tuple[list[int], list[bool]]:

@@ -56,7 +56,7 @@ class SftResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     examples: int
     too_long: int
-    """Examples dropped whole because they exceed `lora.max_tokens`."""
+    """Examples that exceed `lora.max_tokens`: dropped whole, or cut where `recipe` says so."""
     tokens: int
     """Tokens of one epoch, read or learnt, without padding."""
     trained_tokens: int
@@ -79,6 +79,8 @@ class SftResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Set where it is not `encode.OURS`."""
     scale: Scale | None = None
     """Set where it is not the plain one."""
+    mute: int = 0
+    """Cut examples that were dropped because nothing to learn was left of them."""
 
 
 def train_lora(  # noqa: PLR0913 - what is trained, on what, where to, and how
@@ -141,9 +143,10 @@ def _scale(how: Plan, processes: int) -> Scale | None:
     return None if scale == Scale() else scale
 
 
-def recipe_key(recipe: RecipeParams) -> tuple[RecipeParams, ...]:
+def recipe_key(recipe: RecipeParams) -> tuple[RecipeParams | str, ...]:
     """Part of an adapter's address; empty for our own recipe: that is where earlier adapters are."""
-    return () if recipe == OURS else (recipe,)
+    cut = ("cut-2",) if recipe.too_long == "cut" else ()  # the first kept examples with nothing to learn
+    return () if recipe == OURS else (recipe, *cut)
 
 
 def _result(
@@ -152,7 +155,7 @@ def _result(
     seconds = sum(row["step_seconds"] for row in steps)
     last = [row["loss"] for row in steps[-FINAL_STEPS:]]
     return SftResult(
-        examples=len(corpus.rows), too_long=corpus.too_long, tokens=corpus.tokens, steps=len(steps),
+        examples=len(corpus.rows), too_long=corpus.too_long, mute=corpus.mute, tokens=corpus.tokens, steps=len(steps),
         trained_tokens=corpus.trained_tokens, seconds=round(seconds, 3), final_loss=sum(last) / len(last),
         tokens_per_second=round(corpus.tokens * lora.epochs / seconds, 1), seed=seed, lora=lora,
         dtype=precision.removeprefix("torch."), data=corpus.hash(), base=base,
