@@ -249,6 +249,10 @@ def test_print_shows_what_is_folded_and_hides_the_controls(tab: Tab) -> None:
     tab.call("Emulation.setEmulatedMedia", media="print")
     assert tab.run("getComputedStyle(document.querySelector('.filters')).display") == "none"
     assert tab.run("getComputedStyle(document.querySelector('.play ol')).maxHeight") == "none"
+    for width in (718, 1045):  # A4, upright and across
+        tab.call("Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=False)
+        cut = "[...document.querySelectorAll('.scroll')].filter((n) => n.scrollWidth > n.clientWidth)"
+        assert tab.run(f"{cut}.map((n) => n.getAttribute('aria-label'))") == [], "paper does not scroll"
     tab.call("Emulation.setEmulatedMedia", media="")
     tab.run("dispatchEvent(new Event('afterprint'))")
     assert tab.run("document.querySelectorAll('details:not([open])').length") == closed
