@@ -119,6 +119,9 @@ def search(tab: Tab, text: str) -> None:
     tab.run("new Promise((r) => setTimeout(r, 300))")
 
 
+FOCUSED = "document.activeElement.getAttribute('aria-current')"
+
+
 def panes(tab: Tab) -> list[str]:
     return tab.run("[...document.querySelectorAll('#g-panes article')].map((n) => n.innerText)")
 
@@ -211,12 +214,13 @@ def test_keys_move_through_the_list(tab: Tab) -> None:
     for key, at in (("ArrowDown", 1), ("ArrowDown", 2), ("ArrowUp", 1), ("End", 11), ("ArrowDown", 11), ("Home", 0)):
         tab.key(key)
         assert tab.run(place) == at
-    assert tab.run("document.activeElement.getAttribute('aria-current')") == "true"
+    assert tab.run(FOCUSED) == "true"
     assert tab.run("document.querySelectorAll('#g-list button[tabindex=\"0\"]').length") == 1
 
 
 def test_evidence_of_a_hint_opens_its_training_episode_beside_the_hinted_one(tab: Tab) -> None:
     tab.run("document.querySelector('.hints button.link').click()")
+    assert tab.run(f"{FOCUSED} === 'true' && scrollY > 0"), "the next key goes on from there"
     left, right = panes(tab)
     assert left.startswith("Left: no hints, attempt 1") and "roll-2-0-0" in left
     assert right.startswith("Right: with hints, attempt 1") and "Hint: a hint" in right
@@ -232,6 +236,28 @@ def test_an_address_with_an_episode_opens_it(shared: tuple[Tab, str]) -> None:
     tab.open("about:blank")
     tab.open(f"{url}#episode=%3Cscript%3E")
     assert panes(tab)[0].startswith("Left: base"), "an unknown episode changes nothing"
+
+
+def test_a_game_far_down_a_long_list_is_drawn_and_reached_by_keys(shared: tuple[Tab, str], tmp_path: Path) -> None:
+    tab, _ = shared
+    games = {p: [trajectory(p, t, False) for t in range(1, 1002)] for p in ("base", "distilled")}
+    write_page(tmp_path / "report.html", Page(measure(study(), label="smoke"), trajectories=games, bootstrap=20))
+    url = (tmp_path / "report.html").as_uri()
+    place = "[...document.querySelectorAll('#g-list button')].findIndex((b) => b.tabIndex === 0)"
+    shown = "document.getElementById('g-count').innerText"
+    tab.open(url)
+    order = tab.run("(() => { const s = JSON.parse(document.getElementById('episodes').textContent).sets[0]; return s"
+                    ".tasks.map((t) => [t.kind, t.goal]); })()")  # fmt: skip
+    goals = [goal for _, goal in sorted(order)]
+    assert len(goals) > 900 and tab.run(place) == 0 and "The first 400 are listed" in tab.run(shown)
+    for at, first in ((300, 0), (600, 400), (len(goals) - 1, len(goals) - 400)):
+        tab.open("about:blank")
+        tab.open(f"{url}#episode=distilled-{goals[at].split()[1]}-0-0")
+        assert tab.run(place) == at - first and listed(tab) == goals[first : first + 400]
+        assert tab.run(FOCUSED) == "true"
+        assert not first or f"Games {first + 1} to {first + 400} are listed" in tab.run(shown)
+        tab.key("ArrowUp")
+        assert tab.run(place) == at - first - 1
 
 
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, True)])

@@ -160,11 +160,15 @@
   function draw() {
     query = queryBox.value.trim().toLowerCase();
     const tasks = found();
-    list.replaceChildren(...tasks.slice(0, MOST).map(item));
+    const chosen = Math.max(0, tasks.indexOf(state.task));
+    // The chosen game is always among those drawn: without it no button could be reached by Tab.
+    const from = chosen < MOST ? 0 : Math.min(chosen - MOST / 2, tasks.length - MOST);
+    list.replaceChildren(...tasks.slice(from, from + MOST).map(item));
     const wins = (i) => tasks.filter((t) => pair(t)[i] && pair(t)[i].won).length;
-    const more = tasks.length > MOST ? ` The first ${MOST} are listed; narrow the filters.` : "";
+    const part = from ? `Games ${from + 1} to ${from + MOST}` : `The first ${MOST}`;
+    const more = tasks.length > MOST ? ` ${part} are listed; narrow the filters.` : "";
     count.textContent = `${tasks.length} of ${state.set.shown} games; left won ${wins(0)}, right won ${wins(1)}.${more}`;
-    if (tasks.length) choose(tasks.includes(state.task) ? state.task : tasks[0], false);
+    if (tasks.length) choose(tasks[chosen], false);
     else {
       state.task = -1;
       panes.replaceChildren(element("p", "soft", "No game fits these filters."));
@@ -252,6 +256,7 @@
     for (const box of [kindBox, roomBox, outcomeBox, queryBox]) box.value = "";
     draw();
     section.scrollIntoView();
+    list.querySelector("[aria-current]").focus({ preventScroll: true });
   }
 
   function follow() {
