@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import shutil
@@ -12,16 +13,18 @@ from pathlib import Path
 import pytest
 
 from ragdistill import cli
+from ragdistill.agents import make_agent
 from ragdistill.commands import promote
-from ragdistill.commands.play import find_task, wrapped
+from ragdistill.commands.play import act, find_task, watch, wrapped
 from ragdistill.commands.smoke import override
 from ragdistill.envs.alfworld.domain import AlfworldDomain
 from ragdistill.envs.alfworld.games import read_game
 from ragdistill.errors import ConfigError
 from ragdistill.llm import Sampling
-from ragdistill.params import Params
-from ragdistill.records import Message, Task, write_jsonl
-from ragdistill.stages.defaults import student_name
+from ragdistill.llm.scripted import ScriptedModel
+from ragdistill.params import Params, load_params
+from ragdistill.records import Message, Observation, Task, write_jsonl
+from ragdistill.stages.defaults import settle, student_name
 
 ROOT = Path(__file__).resolve().parents[1]
 STEER = "\x1b[2J\x1b]0;owned\x07[red]not markup[/red]\u202e"
@@ -164,6 +167,29 @@ def test_a_wrong_name_is_one_sentence(
     assert play(monkeypatch, *args) == 1
     err = capsys.readouterr().err
     assert reason in err and err.count("\n") == 1
+
+
+class Shop:
+    """An environment whose first step ends it with a reward of two thirds."""
+
+    def reset(self, task: Task) -> Observation:
+        return Observation(text="A shop.")
+
+    def step(self, action: str) -> Observation:
+        return Observation(text="Sold.", reward=2 / 3, done=True)
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.usefixtures("project")
+def test_what_a_lost_game_was_worth_stands_beside_its_verdict(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, model = find_task(None), ScriptedModel(lambda *_: "Action: buy", "m")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("buy\n"))
+    act(Shop(), task, 3)
+    asyncio.run(watch(settle(load_params()), Shop(), task, model, "shop", make_agent("react")))
+    assert capsys.readouterr().out.count("lost (reward 0.667) in 1 steps, ") == 2
 
 
 def test_a_task_is_found_by_a_part_of_its_id_and_development_comes_first(

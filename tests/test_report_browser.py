@@ -31,8 +31,11 @@ def trajectory(policy: str, task: int, won: bool, hints: tuple[str, ...] = (), a
     walk = (
         Step(reply="", thought="I look.", action="go to fridge 1", observation=f"You see apple {task}."),
         Step(reply="", thought="", action=EVIL if bad else f"open {policy}", observation=EVIL if bad else "Opened."),
-        Step(reply="", thought="Strange.", action="take apple", observation="Nothing happens.", valid=False),
-    )
+        Step(
+            reply="", thought="Strange.", action="take apple", observation="Nothing happens.", valid=False,
+            reward=1.0 if won else 2 / 3 if task == 11 else 0.0,
+        ),
+    )  # fmt: skip
     return Trajectory(
         id=f"{policy}-{task}-{attempt}-{len(hints)}", task_id=f"{EVIL if bad else ''}t{task}", policy=policy,
         agent="react", attempt=attempt, seed=0, goal=EVIL if bad else f"goal {task}", bucket="clean",
@@ -199,6 +202,13 @@ def test_two_policies_stand_side_by_side_with_the_step_where_they_part(tab: Tab)
     assert forks == [1, 1]
     tab.run("document.getElementById('f-swap').click()")
     assert panes(tab)[0].startswith("Left: distilled")
+
+
+def test_what_a_lost_game_was_worth_stands_beside_its_verdict(tab: Tab) -> None:
+    search(tab, "goal 11")
+    assert all("✗ lost (reward 0.667) in 3 steps" in pane for pane in panes(tab))
+    search(tab, "goal 5")
+    assert not any("reward" in pane for pane in panes(tab)), "nothing and everything go without saying"
 
 
 def test_the_page_opens_with_a_game_that_was_lost_before_and_won_after(tab: Tab) -> None:

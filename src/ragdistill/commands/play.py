@@ -13,7 +13,7 @@ from pathlib import Path
 from textwrap import indent, wrap
 
 from ragdistill.agents import Agent
-from ragdistill.commands.show import printable, text_width
+from ragdistill.commands.show import printable, text_width, verdict
 from ragdistill.envs import Env, make_domain
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.journal import cache_dir
@@ -208,7 +208,7 @@ def _observe(seen: Observation) -> None:
 
 
 def _outcome(done: bool, reward: float) -> str:
-    return "won" if done and reward >= 1.0 else "lost" if done else "not won"
+    return verdict("won" if done and reward >= 1.0 else "lost" if done else "not won", reward)
 
 
 def _say(text: str, margin: str = "", style: str = "", first: str = "") -> None:

@@ -204,7 +204,9 @@
       return node;
     }
     node.dataset.episode = e.id;
-    node.append(element("span", `verdict ${e.won ? "won" : "lost"}`, e.won ? "✓ won" : "✗ lost"));
+    const last = e.steps.at(-1); // the last step's reward is the game's
+    const reward = last > 0 && last < 1000 ? ` (reward ${last / 1000})` : "";
+    node.append(element("span", `verdict ${e.won ? "won" : "lost"}`, `${e.won ? "✓ won" : "✗ lost"}${reward}`));
     const number = (n) => n.toLocaleString("en-US");
     node.append(element("span", "soft", ` in ${e.n} steps, ended by ${words(e.stop)}; ${e.bad} refused; ${number(e.billed)} tokens billed, ${number(e.computed)} computed; ${e.sec} s`));
     if (e.error >= 0) node.append(element("p", "tag", texts[e.error]));
