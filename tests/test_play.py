@@ -25,6 +25,7 @@ from ragdistill.llm.scripted import ScriptedModel
 from ragdistill.params import Params, load_params
 from ragdistill.records import Message, Observation, Task, write_jsonl
 from ragdistill.stages.defaults import settle, student_name
+from tests.llm_toys import toy_model
 
 ROOT = Path(__file__).resolve().parents[1]
 STEER = "\x1b[2J\x1b]0;owned\x07[red]not markup[/red]\u202e"
@@ -164,6 +165,33 @@ def test_a_champion_is_the_registered_adapter_on_the_base(
 def test_a_wrong_name_is_one_sentence(
     args: tuple[str, ...], reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert play(monkeypatch, *args) == 1
+    err = capsys.readouterr().err
+    assert reason in err and err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_model(tmp_path_factory.mktemp("toy") / "model")
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (("--model", "other"), "other holds no config.json"),
+        (("--model", "untyped"), "untyped/config.json is of no model that transformers knows"),
+        (("--adapter", "other"), "other does not say which base it belongs to"),
+    ],
+)
+def test_a_directory_that_holds_something_else_is_one_sentence(
+    args: tuple[str, ...], reason: str, toy: Path, project: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    override(project / "params.yaml", ["model.engine=auto"])
+    shutil.copytree(toy, project / "models/base", dirs_exist_ok=True)
+    shutil.copytree(toy, project / "untyped")
+    (project / "untyped/config.json").write_text("{}")
+    (project / "other").mkdir()
     assert play(monkeypatch, *args) == 1
     err = capsys.readouterr().err
     assert reason in err and err.count("\n") == 1
