@@ -7,12 +7,13 @@ import io
 import os
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from ragdistill import cli
+from ragdistill import champions, cli, progress
 from ragdistill.agents import make_agent
 from ragdistill.commands import promote
 from ragdistill.commands.play import act, find_task, watch, wrapped
@@ -24,6 +25,7 @@ from ragdistill.llm import Sampling
 from ragdistill.llm.scripted import ScriptedModel
 from ragdistill.params import Params, load_params
 from ragdistill.records import Message, Observation, Task, write_jsonl
+from ragdistill.stages import playing
 from ragdistill.stages.defaults import settle, student_name
 from tests.llm_toys import toy_model
 
@@ -195,6 +197,27 @@ def test_a_directory_that_holds_something_else_is_one_sentence(
     assert play(monkeypatch, *args) == 1
     err = capsys.readouterr().err
     assert reason in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [("play", "play"), ("serve --model base", "serve"), ("promote", "challenger")]
+)
+def test_loading_a_model_is_not_silent(
+    command: str, name: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slowly(*_: object) -> None:
+        time.sleep(0.5)
+        raise ConfigError("That is enough.")
+
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(progress, "EVERY", 0.1)
+    monkeypatch.setattr(playing, "_scripted", slowly)
+    monkeypatch.setattr(champions, "champion_and_challenger", lambda *_: champions.Aliases(None, "1"))
+    monkeypatch.setattr(promote, "fetch_adapter", lambda *_: project / "models/students/distilled-0")
+    shutil.copy(project / "data/tasks/dev.jsonl", project / "data/tasks/eval.jsonl")
+    monkeypatch.setattr(sys, "argv", ["ragdistill", *command.split()])
+    assert cli.main() == 1
+    assert f"{name}: loading the model, 0 s so far\n" in capsys.readouterr().err
 
 
 class Shop:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from textwrap import indent, wrap
 
+from ragdistill import progress
 from ragdistill.agents import Agent
 from ragdistill.commands.show import printable, text_width, verdict
 from ragdistill.envs import Env, make_domain
@@ -211,7 +212,8 @@ def wrapped(text: str, width: int, margin: str = "", first: str = "") -> str:
 
 def _open(params: Params, model: str, adapter: Path | None) -> ChatModel:
     quiet_libraries()
-    return open_model(params, *resolve(params, model, adapter))
+    with progress.display("play"):
+        return open_model(params, *resolve(params, model, adapter))
 
 
 def _observe(seen: Observation) -> None:
