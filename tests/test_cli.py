@@ -156,7 +156,7 @@ def test_the_table_shows_each_policy_with_its_n(
     assert all(word in out for word in ("base", "distilled", "50", "test", "smoke")), out
 
 
-def test_ctrl_c_exits_130_and_a_bug_is_not_hidden(
+def test_ctrl_c_exits_130_and_says_what_is_kept_and_a_bug_is_not_hidden(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def raising(error: BaseException):
@@ -165,9 +165,15 @@ def test_ctrl_c_exits_130_and_a_bug_is_not_hidden(
 
         return run
 
-    monkeypatch.setattr(cli, "_doctor", raising(KeyboardInterrupt()))
-    assert call(monkeypatch, "doctor") == 130
-    assert "run again" in capsys.readouterr().err
+    for command, words, says in (
+        ("smoke", "", "interrupted; finished work is kept, run again to go on"),
+        ("promote", "3 finished episodes are kept", "interrupted; 3 finished episodes are kept, run again to go on"),
+        ("play", "", "stopped; nothing is recorded"),
+        ("show hints", "", "stopped; nothing is recorded"),
+    ):
+        monkeypatch.setattr(cli, f"_{command.split()[0]}", raising(KeyboardInterrupt(*[words] if words else [])))
+        assert call(monkeypatch, *command.split()) == 130
+        assert capsys.readouterr().err == f"ragdistill: {says}.\n"
     monkeypatch.setattr(cli, "_doctor", raising(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         call(monkeypatch, "doctor")

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from ragdistill import cli
+from ragdistill import champions, cli, progress
+from ragdistill.agents import make_agent
 from ragdistill.commands import promote
-from ragdistill.commands.play import find_task, wrapped
+from ragdistill.commands.play import act, find_task, watch, wrapped
 from ragdistill.commands.smoke import override
 from ragdistill.envs.alfworld.domain import AlfworldDomain
 from ragdistill.envs.alfworld.games import read_game
 from ragdistill.errors import ConfigError
 from ragdistill.llm import Sampling
-from ragdistill.params import Params
-from ragdistill.records import Message, Task, write_jsonl
-from ragdistill.stages.defaults import student_name
+from ragdistill.llm.scripted import ScriptedModel
+from ragdistill.params import Params, load_params
+from ragdistill.records import Message, Observation, Task, write_jsonl
+from ragdistill.stages import playing
+from ragdistill.stages.defaults import settle, student_name
+from tests.llm_toys import toy_model
 
 ROOT = Path(__file__).resolve().parents[1]
 STEER = "\x1b[2J\x1b]0;owned\x07[red]not markup[/red]\u202e"
@@ -164,6 +170,77 @@ def test_a_wrong_name_is_one_sentence(
     assert play(monkeypatch, *args) == 1
     err = capsys.readouterr().err
     assert reason in err and err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_model(tmp_path_factory.mktemp("toy") / "model")
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (("--model", "other"), "other holds no config.json"),
+        (("--model", "untyped"), "untyped/config.json is of no model that transformers knows"),
+        (("--adapter", "other"), "other does not say which base it belongs to"),
+    ],
+)
+def test_a_directory_that_holds_something_else_is_one_sentence(
+    args: tuple[str, ...], reason: str, toy: Path, project: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    override(project / "params.yaml", ["model.engine=auto"])
+    shutil.copytree(toy, project / "models/base", dirs_exist_ok=True)
+    shutil.copytree(toy, project / "untyped")
+    (project / "untyped/config.json").write_text("{}")
+    (project / "other").mkdir()
+    assert play(monkeypatch, *args) == 1
+    err = capsys.readouterr().err
+    assert reason in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [("play", "play"), ("serve --model base", "serve"), ("promote", "challenger")]
+)
+def test_loading_a_model_is_not_silent(
+    command: str, name: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slowly(*_: object) -> None:
+        time.sleep(0.5)
+        raise ConfigError("That is enough.")
+
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(progress, "EVERY", 0.1)
+    monkeypatch.setattr(playing, "_scripted", slowly)
+    monkeypatch.setattr(champions, "champion_and_challenger", lambda *_: champions.Aliases(None, "1"))
+    monkeypatch.setattr(promote, "fetch_adapter", lambda *_: project / "models/students/distilled-0")
+    shutil.copy(project / "data/tasks/dev.jsonl", project / "data/tasks/eval.jsonl")
+    monkeypatch.setattr(sys, "argv", ["ragdistill", *command.split()])
+    assert cli.main() == 1
+    assert f"{name}: loading the model, 0 s so far\n" in capsys.readouterr().err
+
+
+class Shop:
+    """An environment whose first step ends it with a reward of two thirds."""
+
+    def reset(self, task: Task) -> Observation:
+        return Observation(text="A shop.")
+
+    def step(self, action: str) -> Observation:
+        return Observation(text="Sold.", reward=2 / 3, done=True)
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.usefixtures("project")
+def test_what_a_lost_game_was_worth_stands_beside_its_verdict(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, model = find_task(None), ScriptedModel(lambda *_: "Action: buy", "m")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("buy\n"))
+    act(Shop(), task, 3)
+    asyncio.run(watch(settle(load_params()), Shop(), task, model, "shop", make_agent("react")))
+    assert capsys.readouterr().out.count("lost (reward 0.667) in 1 steps, ") == 2
 
 
 def test_a_task_is_found_by_a_part_of_its_id_and_development_comes_first(

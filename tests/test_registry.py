@@ -13,6 +13,7 @@ from ragdistill.champions import Decision
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.registry import Projection
 from ragdistill.stats import Interval, PairedTest
+from ragdistill.tracking import open_client
 
 MODEL = "adapter"
 GOOD = PairedTest(Interval(0.2, 0.1, 0.3), p=0.001, n=100, wins=25, losses=5)
@@ -242,6 +243,15 @@ def test_a_refusal_moves_nothing(project: Project, store: Path, request: pytest.
     with pytest.raises(ConfigError, match="Refuse: because"):
         champions.promote(store, name, "1", Decision(False, "Refuse: because"), "ada", GOOD)
     assert champions.champion_and_challenger(store, name).champion is None
+
+
+@pytest.mark.parametrize("content", [b"junk\n", b"SQLite format 3", b"PK" * 4096], ids=["junk", "cut", "other"])
+def test_a_file_that_is_no_store_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "mlflow.db").write_bytes(content)
+    for create in (False, True):
+        with pytest.raises(DataError, match=r"mlflow\.db is no MLflow store; move it away"):
+            open_client(tmp_path, create)
+    assert (tmp_path / "mlflow.db").read_bytes() == content
 
 
 def test_a_store_that_does_not_exist_is_named_and_not_created(tmp_path: Path) -> None:

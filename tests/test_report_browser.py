@@ -31,8 +31,11 @@ def trajectory(policy: str, task: int, won: bool, hints: tuple[str, ...] = (), a
     walk = (
         Step(reply="", thought="I look.", action="go to fridge 1", observation=f"You see apple {task}."),
         Step(reply="", thought="", action=EVIL if bad else f"open {policy}", observation=EVIL if bad else "Opened."),
-        Step(reply="", thought="Strange.", action="take apple", observation="Nothing happens.", valid=False),
-    )
+        Step(
+            reply="", thought="Strange.", action="take apple", observation="Nothing happens.", valid=False,
+            reward=1.0 if won else 2 / 3 if task == 11 else 0.0,
+        ),
+    )  # fmt: skip
     return Trajectory(
         id=f"{policy}-{task}-{attempt}-{len(hints)}", task_id=f"{EVIL if bad else ''}t{task}", policy=policy,
         agent="react", attempt=attempt, seed=0, goal=EVIL if bad else f"goal {task}", bucket="clean",
@@ -119,6 +122,9 @@ def search(tab: Tab, text: str) -> None:
     tab.run("new Promise((r) => setTimeout(r, 300))")
 
 
+FOCUSED = "document.activeElement.getAttribute('aria-current')"
+
+
 def panes(tab: Tab) -> list[str]:
     return tab.run("[...document.querySelectorAll('#g-panes article')].map((n) => n.innerText)")
 
@@ -198,6 +204,13 @@ def test_two_policies_stand_side_by_side_with_the_step_where_they_part(tab: Tab)
     assert panes(tab)[0].startswith("Left: distilled")
 
 
+def test_what_a_lost_game_was_worth_stands_beside_its_verdict(tab: Tab) -> None:
+    search(tab, "goal 11")
+    assert all("✗ lost (reward 0.667) in 3 steps" in pane for pane in panes(tab))
+    search(tab, "goal 5")
+    assert not any("reward" in pane for pane in panes(tab)), "nothing and everything go without saying"
+
+
 def test_the_page_opens_with_a_game_that_was_lost_before_and_won_after(tab: Tab) -> None:
     left, right = panes(tab)
     assert "✗ lost" in left and "✓ won" in right
@@ -211,12 +224,13 @@ def test_keys_move_through_the_list(tab: Tab) -> None:
     for key, at in (("ArrowDown", 1), ("ArrowDown", 2), ("ArrowUp", 1), ("End", 11), ("ArrowDown", 11), ("Home", 0)):
         tab.key(key)
         assert tab.run(place) == at
-    assert tab.run("document.activeElement.getAttribute('aria-current')") == "true"
+    assert tab.run(FOCUSED) == "true"
     assert tab.run("document.querySelectorAll('#g-list button[tabindex=\"0\"]').length") == 1
 
 
 def test_evidence_of_a_hint_opens_its_training_episode_beside_the_hinted_one(tab: Tab) -> None:
     tab.run("document.querySelector('.hints button.link').click()")
+    assert tab.run(f"{FOCUSED} === 'true' && scrollY > 0"), "the next key goes on from there"
     left, right = panes(tab)
     assert left.startswith("Left: no hints, attempt 1") and "roll-2-0-0" in left
     assert right.startswith("Right: with hints, attempt 1") and "Hint: a hint" in right
@@ -234,6 +248,28 @@ def test_an_address_with_an_episode_opens_it(shared: tuple[Tab, str]) -> None:
     assert panes(tab)[0].startswith("Left: base"), "an unknown episode changes nothing"
 
 
+def test_a_game_far_down_a_long_list_is_drawn_and_reached_by_keys(shared: tuple[Tab, str], tmp_path: Path) -> None:
+    tab, _ = shared
+    games = {p: [trajectory(p, t, False) for t in range(1, 1002)] for p in ("base", "distilled")}
+    write_page(tmp_path / "report.html", Page(measure(study(), label="smoke"), trajectories=games, bootstrap=20))
+    url = (tmp_path / "report.html").as_uri()
+    place = "[...document.querySelectorAll('#g-list button')].findIndex((b) => b.tabIndex === 0)"
+    shown = "document.getElementById('g-count').innerText"
+    tab.open(url)
+    order = tab.run("(() => { const s = JSON.parse(document.getElementById('episodes').textContent).sets[0]; return s"
+                    ".tasks.map((t) => [t.kind, t.goal]); })()")  # fmt: skip
+    goals = [goal for _, goal in sorted(order)]
+    assert len(goals) > 900 and tab.run(place) == 0 and "The first 400 are listed" in tab.run(shown)
+    for at, first in ((300, 0), (600, 400), (len(goals) - 1, len(goals) - 400)):
+        tab.open("about:blank")
+        tab.open(f"{url}#episode=distilled-{goals[at].split()[1]}-0-0")
+        assert tab.run(place) == at - first and listed(tab) == goals[first : first + 400]
+        assert tab.run(FOCUSED) == "true"
+        assert not first or f"Games {first + 1} to {first + 400} are listed" in tab.run(shown)
+        tab.key("ArrowUp")
+        assert tab.run(place) == at - first - 1
+
+
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, True)])
 def test_nothing_sticks_out_on_any_screen(tab: Tab, width: int, dark: bool) -> None:
     tab.size(width, 844, dark)
@@ -249,6 +285,10 @@ def test_print_shows_what_is_folded_and_hides_the_controls(tab: Tab) -> None:
     tab.call("Emulation.setEmulatedMedia", media="print")
     assert tab.run("getComputedStyle(document.querySelector('.filters')).display") == "none"
     assert tab.run("getComputedStyle(document.querySelector('.play ol')).maxHeight") == "none"
+    for width in (718, 1045):  # A4, upright and across
+        tab.call("Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=False)
+        cut = "[...document.querySelectorAll('.scroll')].filter((n) => n.scrollWidth > n.clientWidth)"
+        assert tab.run(f"{cut}.map((n) => n.getAttribute('aria-label'))") == [], "paper does not scroll"
     tab.call("Emulation.setEmulatedMedia", media="")
     tab.run("dispatchEvent(new Event('afterprint'))")
     assert tab.run("document.querySelectorAll('details:not([open])').length") == closed

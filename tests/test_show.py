@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ragdistill import cli
-from ragdistill.commands.show import printable
+from ragdistill.commands.show import as_text, printable
 from ragdistill.hints.lift import LiftRow
 from ragdistill.records import Hint, Step, StopReason, Trajectory, write_jsonl
 
@@ -104,6 +105,14 @@ def test_a_trajectory_is_found_by_the_beginning_of_its_id(
     assert "results/eval/rag-0" in capsys.readouterr().out
     assert show(monkeypatch, "trajectory", "alone") == 0
     assert "data/lift/trajectories.jsonl" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("reward", "says"), [(0.0, "lost in"), (2 / 3, "lost (reward 0.667) in"), (0.9999, "lost in"), (1.0, "won in")]
+)
+def test_what_a_lost_game_was_worth_stands_beside_its_verdict(reward: float, says: str) -> None:
+    t = msgspec.structs.replace(trajectory("a", 0, reward == 1.0), reward=reward)
+    assert f"\n{says} 2 steps" in as_text(t, Path("x.jsonl"))
 
 
 @pytest.mark.usefixtures("project")

@@ -99,6 +99,8 @@ def _serve(args: argparse.Namespace) -> int:
     return serve(args.model, args.adapter, args.host, args.port, args.name)
 
 
+LOOKING = frozenset({"doctor", "envs", "estimate", "memory", "play", "serve", "show", "table"})
+"""Commands that keep nothing of what they do, so that there is nothing to go on with."""
 Add = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 """Name, function and help text of a command → its parser."""
 
@@ -204,8 +206,9 @@ def main() -> int:
             raise
         print(f"ragdistill: {said}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("ragdistill: interrupted; finished work is kept, run again to go on.", file=sys.stderr)
+    except KeyboardInterrupt as e:
+        kept = f"interrupted; {str(e) or 'finished work is kept'}, run again to go on"
+        print(f"ragdistill: {'stopped; nothing is recorded' if args.command in LOOKING else kept}.", file=sys.stderr)
         return 130
 
 

@@ -29,7 +29,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from ragdistill.checks import TRACKING_REMEDY, address_fault
-from ragdistill.errors import ConfigError, EnvironmentFault, lacks_memory
+from ragdistill.errors import ConfigError, DataError, EnvironmentFault, lacks_memory
 from ragdistill.files import storage_error, write_atomic
 from ragdistill.llm.keys import clean
 
@@ -40,6 +40,8 @@ Store = Path | str
 VARIABLE = "MLFLOW_TRACKING_URI"
 SECRETS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
 """Variables whose values no message repeats, whatever a server says."""
+_SQLITE = b"SQLite format 3\0"
+"""How every sqlite file begins."""
 
 
 def store_at(uri: str | None, local: Path) -> Store:
@@ -70,8 +72,8 @@ def store_label(store: Store) -> str:
 def open_client(store: Store, create: bool = False) -> MlflowClient:
     """A client of the store; `create` makes a directory that does not exist yet.
 
-    `ConfigError` when it is neither there nor to be made, or when the server is silent or refuses; `StorageError` when
-    the disk does.
+    `ConfigError` when it is neither there nor to be made, or when the server is silent or refuses; `DataError` when
+    its file is no database; `StorageError` when the disk refuses.
     """
     logging.getLogger("alembic").setLevel(logging.WARNING)  # a new store prints ~60 migration lines otherwise
     logging.getLogger("mlflow.store.model_registry").setLevel(logging.WARNING)
@@ -81,10 +83,19 @@ def open_client(store: Store, create: bool = False) -> MlflowClient:
             _make(store)
         elif not (store / "mlflow.db").exists():
             raise ConfigError(f"{store} holds no MLflow store; run `dvc repro track` first.")
+        _check(store)
     client = MlflowClient(tracking_uri=store_uri(store), registry_uri=store_uri(store))
     if isinstance(store, str):
         _ask(client, store)
     return client
+
+
+def _check(store: Path) -> None:
+    """Refuse a file that is no sqlite database, on which MLflow fails with a traceback. An empty one is a new one."""
+    with (store / "mlflow.db").open("rb") as f:
+        header = f.read(len(_SQLITE))
+    if header not in (b"", _SQLITE):
+        raise DataError(f"{store_label(store)} is no MLflow store; move it away and run `dvc repro track`.")
 
 
 def _make(store: Path) -> None:

@@ -12,18 +12,22 @@ from contextlib import suppress
 from pathlib import Path
 from textwrap import indent, wrap
 
+from ragdistill import progress
 from ragdistill.agents import Agent
-from ragdistill.commands.show import printable, text_width
+from ragdistill.commands.show import printable, text_width, verdict
 from ragdistill.envs import Env, make_domain
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.journal import cache_dir
 from ragdistill.llm import ChatModel, Reply, Sampling
+from ragdistill.llm.choice import IN_PROCESS
+from ragdistill.llm.weights import check_adapter, check_model_dir
 from ragdistill.params import Params, load_params
 from ragdistill.records import Message, Observation, Task, read_jsonl
 from ragdistill.rollout import NO_ACTION_TEXT, Episode, Setting
 from ragdistill.stages.common import BASE, TASKS, quiet_libraries
 from ragdistill.stages.defaults import max_steps, settle
 from ragdistill.stages.playing import agent_of, open_model
+from ragdistill.stages.spending import SERVED
 
 ALIASES = ("champion", "challenger")
 _SPLITS = ("dev", "eval", "train")
@@ -78,7 +82,11 @@ def find_task(part: str | None) -> Task:
 
 
 def resolve(params: Params, model: str, adapter: Path | None) -> tuple[Path, Path | None]:
-    """Directories of weights and adapter that the command line names; a registered adapter is fetched."""
+    """Directories of weights and adapter that the command line names; a registered adapter is fetched.
+
+    Raises `ConfigError` for names that contradict each other, `DataError` for what is absent, `IdentityError` for what
+    the engine cannot load.
+    """
     if model in ALIASES:
         if adapter is not None:
             raise ConfigError(f"{model} is an adapter itself; leave --adapter out, or give --model a directory.")
@@ -92,6 +100,10 @@ def resolve(params: Params, model: str, adapter: Path | None) -> tuple[Path, Pat
         raise DataError(f"{directory} does not exist; run `dvc repro`, or name {known} or a model directory.")
     if adapter is not None and not adapter.is_dir():
         raise DataError(f"{adapter} does not exist; --adapter takes a directory such as models/students/distilled-0.")
+    if params.model.engine in IN_PROCESS and not (directory / SERVED).exists():  # the others check what they take
+        check_model_dir(directory)
+        if adapter is not None:
+            check_adapter(directory, adapter)
     return directory, adapter
 
 
@@ -200,7 +212,8 @@ def wrapped(text: str, width: int, margin: str = "", first: str = "") -> str:
 
 def _open(params: Params, model: str, adapter: Path | None) -> ChatModel:
     quiet_libraries()
-    return open_model(params, *resolve(params, model, adapter))
+    with progress.display("play"):
+        return open_model(params, *resolve(params, model, adapter))
 
 
 def _observe(seen: Observation) -> None:
@@ -208,7 +221,7 @@ def _observe(seen: Observation) -> None:
 
 
 def _outcome(done: bool, reward: float) -> str:
-    return "won" if done and reward >= 1.0 else "lost" if done else "not won"
+    return verdict("won" if done and reward >= 1.0 else "lost" if done else "not won", reward)
 
 
 def _say(text: str, margin: str = "", style: str = "", first: str = "") -> None:

@@ -81,9 +81,9 @@ def _evaluate(params: Params, who: str) -> list[EvalEpisode]:
     """Play the evaluation tasks with a registered adapter, or with the base."""
     adapter = None if who == "base" else fetch_adapter(params, who)
     jobs = [(t, 0) for t in read_jsonl(TASKS / "eval.jsonl", Task)]
-    model, temperature = open_model(params, BASE, adapter), params.evaluate.temperature
-    setting = setting_of(params, who, "evaluate", model, temperature, student=adapter is not None)
     with progress.display(who):
+        model, temperature = open_model(params, BASE, adapter), params.evaluate.temperature
+        setting = setting_of(params, who, "evaluate", model, temperature, student=adapter is not None)
         (done,) = play_each(params, [(setting, jobs)], model)
     return [EvalEpisode.of(t, who, 0) for t in done if t.stop is not StopReason.INFRA_ERROR]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ragdistill import progress
 from ragdistill.commands.play import resolve
 from ragdistill.llm import cpu_env
 from ragdistill.params import load_params
@@ -16,10 +17,11 @@ def serve(model: str, adapter: Path | None, host: str, port: int, name: str | No
     params = load_params()
     quiet_libraries()
     cpu_env.apply()
-    directories = resolve(params, model, adapter)
-    from ragdistill.serving.http import run
+    with progress.display("serve"):
+        directories = resolve(params, model, adapter)
+        from ragdistill.serving.http import run
 
-    engine = open_model(params, *directories)
+        engine = open_model(params, *directories)
     name = name or (adapter.name if adapter else model)
 
     def ready(url: str) -> None:

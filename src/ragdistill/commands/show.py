@@ -73,7 +73,7 @@ def show_trajectory(beginning: str) -> int:
 
 def as_text(t: Trajectory, path: Path) -> str:
     """A trajectory as people read it; still with whatever characters it holds."""
-    outcome = "won" if t.success else "lost"
+    outcome = verdict("won" if t.success else "lost", t.reward)
     head = [
         f"{t.id}  ({path})",
         f"{t.policy}, attempt {t.attempt + 1}, {t.kind}, {t.group}",
@@ -85,6 +85,12 @@ def as_text(t: Trajectory, path: Path) -> str:
         t.first_observation or t.goal,
     ]
     return "\n".join([*head, *("\n" + _step(i, s, text_width()) for i, s in enumerate(t.steps, 1))])
+
+
+def verdict(word: str, reward: float) -> str:
+    """`word`, with the reward beside it where that says more: "lost (reward 0.667)"."""
+    worth = round(reward, 3)
+    return f"{word} (reward {worth:g})" if 0 < worth < 1 else word
 
 
 def text_width() -> int:

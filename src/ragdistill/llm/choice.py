@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ragdistill.errors import ConfigError
+from ragdistill.errors import ConfigError, IdentityError
 from ragdistill.llm import cpu_env
 from ragdistill.records import read_json
 
@@ -37,7 +37,8 @@ def choose(engine: str, dtype: str, model_dir: Path) -> Choice:
 
     auto: the torch engine on CUDA where there is a device; else OpenVINO, about three times as fast as torch on a
     CPU, where it is installed and computes this model rightly; else the torch engine on the CPU.
-    `ConfigError` when the engine that is asked for, or no engine, can run the model.
+    `ConfigError` when the engine that is asked for, or no engine, can run the model, `IdentityError` when the
+    directory's configuration is no model's.
     """
     device = best_device()
     config, why_not = _config(model_dir), "model.engine names it"
@@ -114,4 +115,10 @@ def torch_refuses(config: Any, model: type | None = None) -> str | None:
 def _config(model_dir: Path) -> Any:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False, local_files_only=True)
+    try:
+        return AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False, local_files_only=True)
+    except ValueError:
+        raise IdentityError(
+            f"{model_dir}/config.json is of no model that transformers knows; name a directory written by "
+            "`save_pretrained`."
+        ) from None

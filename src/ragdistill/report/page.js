@@ -160,11 +160,15 @@
   function draw() {
     query = queryBox.value.trim().toLowerCase();
     const tasks = found();
-    list.replaceChildren(...tasks.slice(0, MOST).map(item));
+    const chosen = Math.max(0, tasks.indexOf(state.task));
+    // The chosen game is always among those drawn: without it no button could be reached by Tab.
+    const from = chosen < MOST ? 0 : Math.min(chosen - MOST / 2, tasks.length - MOST);
+    list.replaceChildren(...tasks.slice(from, from + MOST).map(item));
     const wins = (i) => tasks.filter((t) => pair(t)[i] && pair(t)[i].won).length;
-    const more = tasks.length > MOST ? ` The first ${MOST} are listed; narrow the filters.` : "";
+    const part = from ? `Games ${from + 1} to ${from + MOST}` : `The first ${MOST}`;
+    const more = tasks.length > MOST ? ` ${part} are listed; narrow the filters.` : "";
     count.textContent = `${tasks.length} of ${state.set.shown} games; left won ${wins(0)}, right won ${wins(1)}.${more}`;
-    if (tasks.length) choose(tasks.includes(state.task) ? state.task : tasks[0], false);
+    if (tasks.length) choose(tasks[chosen], false);
     else {
       state.task = -1;
       panes.replaceChildren(element("p", "soft", "No game fits these filters."));
@@ -200,7 +204,9 @@
       return node;
     }
     node.dataset.episode = e.id;
-    node.append(element("span", `verdict ${e.won ? "won" : "lost"}`, e.won ? "✓ won" : "✗ lost"));
+    const last = e.steps.at(-1); // the last step's reward is the game's
+    const reward = last > 0 && last < 1000 ? ` (reward ${last / 1000})` : "";
+    node.append(element("span", `verdict ${e.won ? "won" : "lost"}`, `${e.won ? "✓ won" : "✗ lost"}${reward}`));
     const number = (n) => n.toLocaleString("en-US");
     node.append(element("span", "soft", ` in ${e.n} steps, ended by ${words(e.stop)}; ${e.bad} refused; ${number(e.billed)} tokens billed, ${number(e.computed)} computed; ${e.sec} s`));
     if (e.error >= 0) node.append(element("p", "tag", texts[e.error]));
@@ -252,6 +258,7 @@
     for (const box of [kindBox, roomBox, outcomeBox, queryBox]) box.value = "";
     draw();
     section.scrollIntoView();
+    list.querySelector("[aria-current]").focus({ preventScroll: true });
   }
 
   function follow() {

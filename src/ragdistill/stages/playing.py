@@ -42,6 +42,7 @@ Work = tuple[Setting, Sequence[tuple[Task, int]]]
 """A setting and its (task, attempt) jobs."""
 
 
+@progress.bar("loading the model")
 def open_model(params: Params, directory: Path, adapter: Path | None = None, context: int = 0) -> ChatModel:
     """The engine that `params.model` names, with `directory`'s weights (and `adapter` merged into them).
 
