@@ -89,7 +89,8 @@ def measure(job: Job) -> Measured:
 async def _measure(job: Job, params: Params) -> Measured:
     setting, model = _setting(job, params), open_engine(job, params)
     if job.turns:
-        await model.chat(_HELLO, Sampling(max_tokens=8))
+        await model.chat(_HELLO, Sampling(max_tokens=8), "warm")
+        await model.forget("warm")
         return await (together if isinstance(model, BatchedModel) else alone)(model, setting, job)
     concurrency = 1 if job.mode == "a" else job.concurrency
     workers, factory = params.env.workers, make_domain(params.env).env_factory(cache_dir("env"), False)
