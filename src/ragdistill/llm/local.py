@@ -99,8 +99,9 @@ class LocalEngine(ThreadedEngine):
         where = best_device() if device == "auto" else device
         name = "float32" if reference else best_dtype(where) if dtype == "auto" else dtype
         model = _load(model_dir, adapter, _DTYPES[name], where)
-        context = min(max_context, int(getattr(model.config, "max_position_embeddings", max_context)))
-        kind = ["reference" if reference else "batched", name, str(ENGINE_VERSION), str(MAX_CONTEXT)]
+        most = int(getattr(model.config, "max_position_embeddings", max(max_context, MAX_CONTEXT)))
+        context, filed = min(max_context, most), min(MAX_CONTEXT, most)
+        kind = ["reference" if reference else "batched", name, str(ENGINE_VERSION), str(filed)]
         kind += [] if where == "cpu" else [where]
         parts = [model_fingerprint(model_dir), adapter_fingerprint(adapter) if adapter else ""]
         super().__init__(ChatFormat(load_tokenizer(model_dir)), context, digest("local", *parts, *kind))

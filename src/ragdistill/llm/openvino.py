@@ -84,7 +84,8 @@ class OpenVinoEngine(ThreadedEngine):
         self.engine = Engine(name="OpenVINO GenAI", version=version, precision=dtype, device="CPU")
         self._max_batch = max_batch
         self._cache_gb = _cache_gb(config, max_batch * context, 4 if self._precision == "f32" else 2)
-        kind = [self._precision, str(MAX_CONTEXT), str(ENGINE_VERSION), openvino.__version__, genai.__version__]
+        filed = context_of(model_dir, MAX_CONTEXT)
+        kind = [self._precision, str(filed), str(ENGINE_VERSION), openvino.__version__, genai.__version__]
         fingerprint = digest("openvino", gguf_fingerprint(model_dir, adapter, quantisation), *kind)
         super().__init__(ChatFormat(load_tokenizer(model_dir)), context, fingerprint)
         self._pipeline: Any = None

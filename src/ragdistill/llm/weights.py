@@ -39,7 +39,7 @@ BASE_IDENTITY = "base_identity.json"
 MAX_CONTEXT = 4096
 """Tokens of a conversation where nobody says how many (less if the model's own are less).
 
-Part of what engines are named by, whatever they hold: journals say so since it was the same for all.
+This, or less, is part of what engines are named by, whatever they hold: it is what episodes are filed under.
 """
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 _CONTENT = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*")

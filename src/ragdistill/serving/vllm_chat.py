@@ -53,7 +53,7 @@ class VllmChat:
         self._format, self.context = ChatFormat(load_tokenizer(base)), context_of(base, max_context)
         parts = [model_fingerprint(base), adapter_fingerprint(adapter) if adapter else ""]
         version = server.version()
-        self._fingerprint = digest("vllm", *parts, version, str(MAX_CONTEXT), str(VERSION))
+        self._fingerprint = digest("vllm", *parts, version, str(context_of(base, MAX_CONTEXT)), str(VERSION))
         self.engine = Engine(name="vLLM", version=version)
         self._key, self._schemas = server.key, True
         self._client = OpenAI(base_url=server.url, api_key=server.key or "none", timeout=_DEADLINE, max_retries=2)
