@@ -26,21 +26,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import random
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from unittest import mock
 
 import msgspec
 import rollout_tables
-from plain_models import BatchedModel, Clock, Memory, PlainModel, TimedModel, TimedPool, rss, start_workers, walk
+from plain_models import BatchedModel, Clock, Memory, PlainModel, TimedModel, TimedPool, start_workers, walk
 from rollout_tables import Measured
+from rollout_turns import Job, agree, alone, together
 
 from ragdistill.agents import make_agent
 from ragdistill.envs import make_domain
@@ -51,32 +51,13 @@ from ragdistill.llm import ChatModel, Sampling, cpu_env
 from ragdistill.llm.scripted import ScriptedModel
 from ragdistill.params import Params, load_params
 from ragdistill.records import Message, StopReason, Task, Trajectory, read_jsonl
-from ragdistill.rollout import Setting, fit, play_all
+from ragdistill.rollout import Setting, play_all
 from ragdistill.stages.common import quiet_libraries
 from ragdistill.stages.defaults import settle
 from ragdistill.stages.playing import open_model
 
 REPLACED = 3
 """Times that --growth has each worker replaced in its longest run."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One measurement."""
-
-    mode: str
-    model: Path | None
-    tasks: tuple[Task, ...]
-    episodes: int
-    """More than tasks: the tasks are played again."""
-    max_steps: int
-    concurrency: int
-    recycle: int
-    """Resets before an environment worker is replaced."""
-    histories: tuple[Trajectory, ...] = ()
-    """Played in float32; the mode's next action on each of their histories is compared."""
-    turns: int = 0
-    """If not 0, nothing is played: so many turns (batches of them in mode b) of the histories are answered."""
 
 
 def measure(job: Job) -> Measured:
@@ -154,63 +135,6 @@ def open_engine(job: Job, params: Params) -> ChatModel:
                 return OpenVinoEngine(job.model, None, max_batch=job.concurrency, cache=cache_dir("gguf"))
     auto = msgspec.structs.replace(params.model, engine="auto", dtype="auto", concurrency=job.concurrency)
     return open_model(msgspec.structs.replace(params, model=auto), job.model)
-
-
-async def agree(model: ChatModel, setting: Setting, t: Trajectory) -> tuple[int, int]:
-    """On how many of the histories of `t` that led to an action the model plays the same one, and of how many."""
-    acted = [i for i, step in enumerate(t.steps) if step.action]
-    equal = 0
-    for i in acted:
-        equal += await again(model, setting, t, i, t.id)
-    await model.forget(t.id)
-    return equal, len(acted)
-
-
-async def again(model: ChatModel, setting: Setting, t: Trajectory, i: int, conversation: str) -> bool:
-    """Whether the model, on the history before turn `i` of `t`, plays the action that was played."""
-    agent, limits = setting.agent, setting.limits
-    budget = limits.context_tokens - limits.reply_tokens
-    chat = fit(agent.render(t.first_observation, t.hints, t.steps[:i]), budget, model.count_tokens)
-    if chat is None:
-        return False
-    reply = await model.chat(chat, Sampling(max_tokens=limits.reply_tokens), conversation)
-    return agent.parse(reply.text).action == t.steps[i].action
-
-
-async def alone(model: ChatModel, setting: Setting, job: Job) -> Measured:
-    """Answer turns drawn evenly from all of the histories, one by one; what all would take is estimated from them."""
-    every = [(t, i) for t in job.histories for i in range(len(t.steps))]
-    chosen, seconds, equal = random.Random(0).sample(every, min(job.turns, len(every))), [], []
-    for t, i in chosen:
-        started = time.perf_counter()
-        equal.append(await again(model, setting, t, i, ""))
-        seconds.append(time.perf_counter() - started)
-    return _drawn(job, sum(seconds) / len(seconds) * len(every), equal, seconds)
-
-
-async def together(model: BatchedModel, setting: Setting, job: Job) -> Measured:
-    """Answer the turns of the same number of all histories in one batch, for numbers spread evenly; then as `alone`."""
-    longest, seconds, equal = max(len(t.steps) for t in job.histories), [], []
-    count = min(job.turns, longest)
-    for i in [int((k + 0.5) * longest / count) for k in range(count)]:
-        there = [t for t in job.histories if len(t.steps) > i]
-        batch = there[: job.concurrency]
-        model.expect([t.id for t in batch])
-        started = time.perf_counter()
-        equal += await asyncio.gather(*(again(model, setting, t, i, t.id) for t in batch))
-        seconds.append((time.perf_counter() - started) * len(there) / len(batch))
-        for t in batch:
-            await model.forget(t.id)
-    return _drawn(job, sum(seconds) / count * longest, equal, seconds)
-
-
-def _drawn(job: Job, whole: float, equal: Sequence[bool], seconds: Sequence[float]) -> Measured:
-    """`seconds` of what was drawn, from which playing all takes `whole`."""
-    size = rss([os.getpid()]), 0.0
-    return Measured(
-        job.histories, whole, {"engine": 1.0, "environment": 0.0, "elsewhere": 0.0}, 0.0, (size, size, size),
-        tuple((int(e), 1) for e in equal), alone=tuple(seconds),
-    )  # fmt: skip
 
 
 def games(args: argparse.Namespace, count: int, out: Path) -> tuple[Task, ...]:

@@ -79,8 +79,13 @@ def contradictions(p: Params) -> Iterator[str]:
     yield from _servers(p)
 
 
+def asks_endpoint(p: Params) -> bool:
+    """Whether any parameter names the served model."""
+    return "endpoint" in (p.model.engine, p.model.teacher, p.hints.llm.model, p.hints.ranker_model)
+
+
 def _servers(p: Params) -> Iterator[str]:
-    e, asked = p.endpoint, (p.model.engine, p.model.teacher, p.hints.llm.model, p.hints.ranker_model)
+    e = p.endpoint
     if fault := address_fault(e.base_url):
         yield (
             f"endpoint.base_url {fault}; give https://host/v1, and put the key into the variable that "
@@ -91,7 +96,7 @@ def _servers(p: Params) -> Iterator[str]:
             f"model.engine is endpoint, but a served model cannot play the students of sft.variants {p.sft.variants}; "
             "let it teach (model.teacher: endpoint) and set model.engine: auto or vllm, or empty sft.variants."
         )
-    if "endpoint" in asked and not (e.prices.prompt or e.prices.completion) and e.budget is not None:
+    if asks_endpoint(p) and not (e.prices.prompt or e.prices.completion) and e.budget is not None:
         yield "endpoint.budget cannot be kept while endpoint.prices are 0; set the prices, or budget: null."
     if p.vllm.url is not None and (fault := address_fault(p.vllm.url)):
         yield f"vllm.url {fault}; give http://host:8000/v1, and put the key into the variable VLLM_API_KEY."

@@ -190,8 +190,12 @@ class TrainingParams(Section, frozen=True):
     packing: bool | Literal["auto"]
 
 
+Untrained = Literal["raw", "base", "rag", "rag_random", "rag_constant"]
+"""Policies that no training makes; every other one is a student."""
+
+
 class EvaluateParams(Section, frozen=True):
-    policies: tuple[Literal["raw", "base", "rag", "rag_random", "rag_constant"], ...]
+    policies: tuple[Untrained, ...]
     temperature: NonNegativeFloat
     primary: tuple[str, ...] | None
 

@@ -19,15 +19,12 @@ from ragdistill.envs import Env, make_domain
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.journal import cache_dir
 from ragdistill.llm import ChatModel, Reply, Sampling
-from ragdistill.llm.choice import IN_PROCESS
-from ragdistill.llm.weights import check_adapter, check_model_dir
 from ragdistill.params import Params, load_params
 from ragdistill.records import Message, Observation, Task, read_jsonl
 from ragdistill.rollout import NO_ACTION_TEXT, Episode, Setting
 from ragdistill.stages.common import BASE, TASKS, quiet_libraries
 from ragdistill.stages.defaults import max_steps, settle
 from ragdistill.stages.playing import agent_of, open_model
-from ragdistill.stages.spending import SERVED
 
 ALIASES = ("champion", "challenger")
 _SPLITS = ("dev", "eval", "train")
@@ -84,8 +81,7 @@ def find_task(part: str | None) -> Task:
 def resolve(params: Params, model: str, adapter: Path | None) -> tuple[Path, Path | None]:
     """Directories of weights and adapter that the command line names; a registered adapter is fetched.
 
-    Raises `ConfigError` for names that contradict each other, `DataError` for what is absent, `IdentityError` for what
-    the engine cannot load.
+    Raises `ConfigError` for names that contradict each other, `DataError` for what is absent.
     """
     if model in ALIASES:
         if adapter is not None:
@@ -100,10 +96,6 @@ def resolve(params: Params, model: str, adapter: Path | None) -> tuple[Path, Pat
         raise DataError(f"{directory} does not exist; run `dvc repro`, or name {known} or a model directory.")
     if adapter is not None and not adapter.is_dir():
         raise DataError(f"{adapter} does not exist; --adapter takes a directory such as models/students/distilled-0.")
-    if params.model.engine in IN_PROCESS and not (directory / SERVED).exists():  # the others check what they take
-        check_model_dir(directory)
-        if adapter is not None:
-            check_adapter(directory, adapter)
     return directory, adapter
 
 

@@ -5,17 +5,18 @@ Policies: raw, base, rag (k retrieved hints), rag_random, rag_constant (controls
 
 from __future__ import annotations
 
+from typing import get_args
+
 from ragdistill.contamination import check_disjoint
 from ragdistill.errors import DataError
 from ragdistill.hints.retrieve import How
 from ragdistill.llm import engine_of
-from ragdistill.params import Params
+from ragdistill.params import Params, Untrained
 from ragdistill.records import EvalEpisode, Task, read_jsonl, write_json, write_jsonl
 from ragdistill.stages.advising import retrieval
 from ragdistill.stages.common import BASE, ENGINE, EVAL, RAW, STUDENTS, TASKS, item, run_stage
 from ragdistill.stages.playing import open_model, play_each, setting_of, summary
 
-UNTRAINED = ("raw", "base", "rag", "rag_random", "rag_constant")
 HOW: dict[str, How] = {"rag": "retrieved", "rag_random": "random", "rag_constant": "constant"}
 
 
@@ -23,7 +24,7 @@ def body(params: Params, policy: str, seed: int) -> str:
     tasks = read_jsonl(TASKS / "eval.jsonl", Task)
     check_disjoint(read_jsonl(TASKS / "train.jsonl", Task), tasks, rooms=params.tasks.eval_split in ("test", "dev"))
     student = STUDENTS / f"{policy}-{seed}"
-    trained = policy not in UNTRAINED
+    trained = policy not in get_args(Untrained)
     if trained and not student.exists():
         raise DataError(f"{student} does not exist; run the stage sft@{policy}-{seed}, or correct the name.")
     model = open_model(params, RAW if policy == "raw" else BASE, student if trained else None)

@@ -25,6 +25,7 @@ from ragdistill.errors import ConfigError, EnvironmentFault
 from ragdistill.journal import Journal, cache_dir
 from ragdistill.llm import ChatModel, cpu_env
 from ragdistill.llm.choice import choose
+from ragdistill.llm.weights import check_adapter, check_model_dir, context_of
 from ragdistill.params import Params
 from ragdistill.records import Step, StopReason, Task, Trajectory, read_json
 from ragdistill.rollout import Progress, Retrieve, Setting, play_all
@@ -47,7 +48,7 @@ def open_model(params: Params, directory: Path, adapter: Path | None = None, con
     """The engine that `params.model` names, with `directory`'s weights (and `adapter` merged into them).
 
     It holds `agent.context_tokens` a conversation, `context` if that is more, or what the model was made for if that
-    is less.
+    is less. Raises `IdentityError` for what an engine of this process cannot load; the others check what they take.
     """
     name = adapter.name if adapter else directory.name
     if params.model.engine == SERVED or (directory / SERVED).exists():
@@ -62,6 +63,9 @@ def open_model(params: Params, directory: Path, adapter: Path | None = None, con
     context = max(params.agent.context_tokens, context)
     if params.model.engine == "vllm":
         return _vllm(params, directory, adapter, context)
+    check_model_dir(directory)
+    if adapter:
+        check_adapter(directory, adapter)
     cpu_env.apply()
     batch, dtype = params.model.concurrency, params.model.dtype
     choice = choose(params.model.engine, dtype, directory)
@@ -86,7 +90,6 @@ def open_endpoint(params: Params) -> ChatModel:
 
 def _vllm(params: Params, directory: Path, adapter: Path | None, context: int) -> ChatModel:
     """The model on a vLLM server: the one at `vllm.url`, or one that lives as long as the model is open."""
-    from ragdistill.llm.weights import context_of
     from ragdistill.serving import vllm
     from ragdistill.serving.vllm_chat import VllmChat
 

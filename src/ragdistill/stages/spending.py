@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from ragdistill.checks import asks_endpoint
 from ragdistill.journal import cache_dir
 from ragdistill.llm import ChatModel
 from ragdistill.llm.ledger import UNTOLD, Account, Spent, spending
@@ -51,5 +52,4 @@ def line(a: Account) -> str:
 
 def collect(params: Params) -> list[Spent]:
     """What all runs of this project have spent, a row for each stage and model; none where no model is served."""
-    served = SERVED in (params.model.engine, params.model.teacher, params.hints.llm.model, params.hints.ranker_model)
-    return spending(ledger_file()) if served else []
+    return spending(ledger_file()) if asks_endpoint(params) else []
