@@ -51,6 +51,14 @@ def test_mcnemar_is_the_exact_binomial(wins: int, losses: int, p: float) -> None
     assert stats.mcnemar(losses, wins) == pytest.approx(p)
 
 
+@pytest.mark.parametrize("differing", [0, 1])
+def test_several_seeds_that_differ_on_one_task_at_most_show_nothing(differing: int) -> None:
+    a, b = np.zeros((4, 2)), np.zeros((4, 2))
+    a[:differing] = 1.0
+    got = stats.paired_test(a, b, draws=100, confidence=0.95)
+    assert (got.p, got.n, got.wins) == (1.0, 4, differing)
+
+
 def test_sign_flip_equals_mcnemar_where_both_apply() -> None:
     """Two identical seeds carry no more information than one: p must be McNemar's."""
     a = np.repeat(column(*[1] * 9, *[0] * 2, *[1] * 4), 2, axis=1)

@@ -155,17 +155,34 @@ def _dvc_config(root: Path) -> configparser.ConfigParser:
     return config
 
 
+def cut_off(root: Path) -> list[str]:
+    """Files that DVC writes in place and cannot read any more, of `dvc.lock` and what its running commands hold."""
+    import yaml
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
+    torn, held, record = [], root / ".dvc/tmp/rwlock", root / "dvc.lock"
+    if held.exists():
+        try:
+            read_json(held)
+        except DataError:
+            torn.append(".dvc/tmp/rwlock")
+    if record.exists():
+        try:
+            COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(record.read_bytes()))
+        except (yaml.YAMLError, Invalid):
+            torn.append("dvc.lock")
+    return torn
+
+
 def check_dvc(root: Path) -> Check:
     """An initialised DVC repository with a pipeline, and a lock file that DVC can read."""
     absent = [name for name in (".dvc/config", "dvc.yaml") if not (root / name).is_file()]
     if absent:
         return Check(name="dvc", status="missing", detail=f"no {absent[0]} here", fix="run from the project's root")
-    lock = root / ".dvc" / "tmp" / "rwlock"
-    if lock.exists():
-        try:
-            read_json(lock)
-        except DataError:
-            return Check(name="dvc", status="missing", detail=f"{lock} is cut off", fix="python scripts/unlock.py")
+    if torn := cut_off(root):
+        fix = "python scripts/unlock.py"
+        return Check(name="dvc", status="missing", detail=f"{' and '.join(torn)}: cut off by a kill", fix=fix)
     return Check(name="dvc", status="ok", detail="repository and pipeline found")
 
 

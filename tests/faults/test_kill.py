@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from zc.lockfile import LockFile
 
 from ragdistill.doctor import check_dvc
 from ragdistill.records import Trajectory, read_jsonl
@@ -26,17 +28,44 @@ BUSY = re.compile(r"Unable to acquire lock|is busy, it is being blocked by:")
 """DVC's words for a lock, of the repository and of a file, that another process holds."""
 
 
-def test_a_lock_file_cut_off_by_a_kill_is_removed_and_a_whole_one_stays(small: Path, tmp_path: Path) -> None:
-    """DVC writes it in place; every command of DVC refuses half a file."""
+def test_a_file_that_a_kill_cut_off_is_removed_and_a_whole_one_stays(small: Path, tmp_path: Path) -> None:
+    """DVC writes its files in place; every command of DVC refuses half of one."""
     project = fresh(small, tmp_path / "project")
-    lock = project / ".dvc/tmp/rwlock"
-    for text, stays in (("", False), ('{"read": {"a', False), ('{"read": {}, "write": {}}', True)):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        lock.write_text(text)
-        assert (check_dvc(project).status == "ok") == stays
-        subprocess.run([sys.executable, UNLOCK], cwd=project, check=True)
-        assert lock.exists() == stays
-        assert check_dvc(project).status == "ok"
+    (project / ".dvc/tmp").mkdir(parents=True, exist_ok=True)
+    whole = {".dvc/tmp/rwlock": '{"read": {}, "write": {}}', "dvc.lock": (project / "dvc.lock").read_text()}
+    for name, text in whole.items():
+        for written, stays in (("", False), (text[:17], False), (text, True)):
+            (project / name).write_text(written)
+            assert (check_dvc(project).status == "ok") == stays
+            subprocess.run([sys.executable, UNLOCK], cwd=project, check=True)
+            assert (project / name).exists() == stays
+            assert check_dvc(project).status == "ok"
+
+
+def test_half_a_file_that_dvc_is_writing_is_left_to_it(small: Path, tmp_path: Path) -> None:
+    project = fresh(small, tmp_path / "project")
+    (project / ".dvc/tmp").mkdir(parents=True, exist_ok=True)
+    (project / "dvc.lock").write_text("")
+    busy = LockFile(project / ".dvc/tmp/lock")
+    subprocess.run([sys.executable, UNLOCK], cwd=project, check=True)
+    assert (project / "dvc.lock").exists()
+    busy.close()
+    subprocess.run([sys.executable, UNLOCK], cwd=project, check=True)
+    assert not (project / "dvc.lock").exists()
+
+
+@pytest.mark.timeout(600)
+def test_a_record_of_stages_cut_off_by_a_kill_costs_no_stage(small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small, project := tmp_path / "project", symlinks=True)
+    before = (project / "dvc.lock").read_text()
+    (project / "dvc.lock").write_text("")
+    assert "validation failed" in run(project, *REPRO, LAST).stderr
+    subprocess.run([sys.executable, UNLOCK], cwd=project, check=True)
+    entries = journaled(project)
+    done = run(project, *REPRO, LAST)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert journaled(project) == entries
+    assert (project / "dvc.lock").read_text() == before
 
 
 @pytest.mark.timeout(600)
