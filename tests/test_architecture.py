@@ -64,7 +64,7 @@ HEAVY = {
     "mlflow": {"champions", "registry", "traces", "tracking"},
     "matplotlib": {"report"},
     "sklearn": {"hints", "training"},
-    "dvc": {"commands"},
+    "dvc": {"commands", "doctor"},
 }
 """Heavy library → the rooms that may import it."""
 
