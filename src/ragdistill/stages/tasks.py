@@ -36,7 +36,7 @@ def body(params: Params) -> str:
     _stand_in(GAMES / "train")
     for name, tasks in splits.items():
         write_jsonl(TASKS / f"{name}.jsonl", tasks)
-    return "; ".join(f"{name} {_counts(tasks)}" for name, tasks in splits.items())
+    return "; ".join(f"{name} {_counts(tasks, defaults_of(domain).group)}" for name, tasks in splits.items())
 
 
 def check_sound(tasks: Sequence[Task], which: str, env: str) -> None:
@@ -83,9 +83,9 @@ def _evaluation(params: Params) -> list[Task]:
     return domain.tasks(p.eval_split, count, params.seed, GAMES / "eval")
 
 
-def _counts(tasks: list[Task]) -> str:
-    kinds, rooms = Counter(t.kind for t in tasks), len({t.group for t in tasks})
-    return f"{len(tasks)} tasks of {len(kinds)} types in {rooms} rooms"
+def _counts(tasks: list[Task], group: str) -> str:
+    kinds, groups = Counter(t.kind for t in tasks), len({t.group for t in tasks})
+    return f"{len(tasks)} tasks of {len(kinds)} types in {groups} {group}s"
 
 
 if __name__ == "__main__":
