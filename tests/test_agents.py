@@ -81,6 +81,11 @@ def test_any_text_parses_to_one_bounded_line_that_is_read_back_the_same(style: s
         ("The action: is unclear\nReaction: none", "", ""),
         (f"Action: {'go ' * 100}", "", ""),
         (f"Action: look{CONTROL}user", "", f"look{CONTROL}user"),
+        ("**Thought:** a\n**Action:** look", "a", "look"),
+        ("**Thought**: a\n**Action**: `look`", "a", "look"),
+        ("**Thought: a**\n**Action 2: search[red mug]**", "a", "search[red mug]"),
+        ("Thought: 2 ** 3 is 8**\nAction: raise 2 ** 3", "2 ** 3 is 8**", "raise 2 ** 3"),
+        ("* Action: **look", "", "**look"),
     ],
 )
 def test_replies_are_read_as_documented(agent: Agent, reply: str, thought: str, action: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -17,18 +18,21 @@ import msgspec
 import pytest
 
 from ragdistill.agents import make_agent
+from ragdistill.commands.envs import rows_of
 from ragdistill.commands.smoke import copy_project, override
 from ragdistill.contamination import check_disjoint
 from ragdistill.envs import identity_of, make_domain, plugins
 from ragdistill.envs.gymnasium import GymnasiumDomain, GymnasiumEnv
+from ragdistill.envs.hosts import Slots
 from ragdistill.envs.pool import EnvPool
-from ragdistill.errors import ConfigError, DataError
+from ragdistill.errors import ConfigError, DataError, EmptyResultError
 from ragdistill.journal import Journal
 from ragdistill.llm.scripted import ScriptedModel
 from ragdistill.params import load_params
-from ragdistill.records import Hint, StopReason, Trajectory, read_jsonl
+from ragdistill.records import Hint, Observation, StopReason, Task, Trajectory, read_jsonl
 from ragdistill.rollout import Setting, play_all
 from ragdistill.stages.defaults import settle
+from ragdistill.stages.tasks import check_sound
 from tests.test_dag import OVERRIDES, ROOT
 from tests.test_training import make_base
 
@@ -107,22 +111,63 @@ def test_the_whole_dag_runs_on_an_environment_of_another_package(python: Path, t
     assert policies["distilled"]["success"] == 1 > policies["base"]["success"]
 
 
+class Package:
+    """A distribution as `importlib.metadata` gives it."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.version = name, "1.0"
+
+
 class Entry:
     """An entry point as `importlib.metadata` gives it."""
 
     value = "mine:Mine"
 
-    def __init__(self, loaded: object) -> None:
-        self.loaded = loaded
+    def __init__(self, loaded: object, name: str = "mine", package: str = "") -> None:
+        self.loaded, self.name, self.dist = loaded, name, Package(package) if package else None
 
     def load(self) -> object:
-        if isinstance(self.loaded, Exception):
+        if isinstance(self.loaded, BaseException):
             raise self.loaded
         return self.loaded
 
 
+class Mine:
+    """As much of a `Domain` as is looked at when it is made."""
+
+    name, evaluation_splits = "mine", ("test",)
+
+    def __init__(self, level: int = 1) -> None:
+        self.level = level
+
+    def fingerprint(self) -> str:
+        return "mine-1"
+
+    def env_factory(self, cache: Path, admissible: bool) -> None: ...
+    def tasks(self, split: str, count: int, seed: int, out: Path) -> None: ...
+    def demonstrations(self, params: object, seed: int, out: Path) -> None: ...
+
+
+class Nameless(Mine):
+    name, evaluation_splits = None, "test"
+
+
+class Mute(Mine):
+    def fingerprint(self) -> str:
+        raise OSError("no disk\nat all")
+
+
+class Wordless(Mine):
+    def fingerprint(self) -> None: ...  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
 def broken() -> None:
-    raise OSError("no licence")
+    raise OSError("no\nlicence")
+
+
+def bring(monkeypatch: pytest.MonkeyPatch, *entries: Entry) -> None:
+    """Have these entry points, and none else, installed."""
+    monkeypatch.setattr(plugins, "entry_points", lambda group: entries if group == plugins.GROUP else ())
 
 
 @pytest.mark.parametrize(
@@ -130,25 +175,157 @@ def broken() -> None:
     [
         (None, {}, "available are alfworld, webshop, other"),
         (ImportError("no module named x"), {}, "cannot be loaded"),
+        (SystemExit(2), {}, "cannot be loaded (SystemExit: 2)"),
         ("a text", {}, "must name one"),
-        (dict, {}, "the plug-in is made"),
+        (Mine, {"level": 2}, ""),
+        (dict, {}, "a dict that lacks fingerprint, env_factory, tasks, demonstrations, name, evaluation_splits"),
+        (Nameless, {}, "lacks name, evaluation_splits;"),
         (lambda level=1: {"level": level}, {"levl": 2}, "its options: level=1"),
-        (broken, {}, "no licence"),
+        (broken, {}, "(OSError: no licence)"),
     ],
-    ids=["unknown", "broken import", "no callable", "fine", "wrong option", "refuses"],
+    ids=[
+        "unknown",
+        "broken import",
+        "leaves",
+        "no callable",
+        "fine",
+        "no domain",
+        "no names",
+        "wrong option",
+        "refuses",
+    ],
 )
 def test_a_plugin_that_is_wrong_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, loaded: object, options: dict[str, Any], says: str
 ) -> None:
-    found = {"other": Entry(dict)} if loaded is None else {"mine": Entry(loaded)}
-    monkeypatch.setattr(plugins, "installed", lambda: found)
+    bring(monkeypatch, Entry(Mine, "other") if loaded is None else Entry(loaded))
     env = msgspec.structs.replace(PARAMS.env, name="mine", options=options)
-    if loaded is dict:
-        assert make_domain(env) == {}
+    if loaded is Mine:
+        assert isinstance(made := make_domain(env), Mine) and made.level == 2
         return
     with pytest.raises(ConfigError) as caught:
         make_domain(env)
-    assert says in str(caught.value)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_two_packages_of_one_name_are_refused_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of them played would depend on the order of the search path."""
+    bring(monkeypatch, Entry(Mine, package="b"), Entry(Mine, package="a"), Entry(Mine, "webshop", "c"))
+    env = msgspec.structs.replace(PARAMS.env, name="mine")
+    with pytest.raises(ConfigError, match=r"a 1\.0 and b 1\.0 each bring an environment mine; uninstall all but one"):
+        make_domain(env)
+    rows = list(rows_of(env))
+    assert [row[1] for row in rows] == ["alfworld", "webshop", "mine", "webshop"]
+    assert rows[2][0] == "*" and rows[2][3].startswith("! a 1.0 and b 1.0 each")
+    assert rows[3][0] == " " and "c 1.0 is not used" in rows[3][3]
+    assert make_domain(msgspec.structs.replace(env, name="webshop")).name == "webshop"
+
+
+def test_one_broken_plugin_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = {"b": SystemExit(1), "c": Mute, "d": Wordless, "e": dict, "f": Mine}
+    bring(monkeypatch, *(Entry(what, name) for name, what in loaded.items()))
+    rows = list(rows_of(PARAMS.env))
+    said = {row[1]: row[3] for row in rows}
+    assert said["f"] == "mine-1" and rows[0][:2] == ("*", "alfworld") and not rows[0][3].startswith("!")
+    assert "no disk at all" in said["c"] and "is None; it has to be a text" in said["d"]
+    assert all(said[name].startswith("! ") and "\n" not in said[name] for name in "bcde")
+    with pytest.raises(ConfigError, match="fingerprint of the environment d is None"):
+        identity_of(Wordless(), msgspec.structs.replace(PARAMS.env, name="d"))  # pyright: ignore[reportArgumentType]
+
+
+class Saying:
+    """An environment that answers everything with what it is given."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+    def reset(self, task: Task) -> Any:
+        return self.answer
+
+    def step(self, action: str) -> Any:
+        return self.answer
+
+    def close(self) -> None: ...
+
+
+def seen(**fields: Any) -> Observation:
+    given: dict[str, Any] = {"text": "x"} | fields
+    return Observation(**given)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (None, "not a NoneType"),
+        ("a text", "not a str"),
+        (("a text", 1.0, True, False, {}), "not a tuple"),
+        (("EnvironmentFault", "two texts are how a fault is sent"), "not a tuple"),
+        (seen(text=b"x"), r"got `bytes` - at `\$\.text`"),
+        (seen(goal=None), r"\$\.goal"),
+        (seen(bucket=3), r"\$\.bucket"),
+        (seen(done=None), r"\$\.done"),
+        (seen(reward="1"), r"\$\.reward"),
+        (seen(reward=math.nan), "reward nan"),
+        (seen(reward=math.inf), "reward inf"),
+        (seen(reward=1.5), r"from 0 to 1, not reward 1\.5"),
+        (seen(reward=-1.0), r"reward -1\.0"),
+        (seen(parts={"price": math.nan}), "price nan"),
+        (seen(goal=print), "is no plain value"),
+    ],
+)
+def test_an_answer_that_is_no_observation_ends_the_stage_with_one_sentence(answer: object, says: str) -> None:
+    """Else it would be a traceback of this project, an unreadable file stages later, or a mean above 1."""
+    for verb in ("reset", "step"):
+        (name, text), _ = Slots(lambda: Saying(answer)).answer(0, verb, "look")  # pyright: ignore[reportGeneralTypeIssues]
+        assert name == "ConfigError" and f"environment's {verb} has to return" in text and "\n" not in text
+        with pytest.raises(ConfigError, match=says):
+            raise ConfigError(text)
+
+
+def test_numbers_and_flags_of_numpy_and_bools_as_rewards_are_taken_for_what_they_are() -> None:
+    import numpy as np
+
+    for given in (
+        {"reward": np.float32(1), "done": np.bool_(True), "valid": np.bool_(True), "goal": np.str_("g")},
+        {"reward": True, "done": True, "goal": "g"},
+        {"reward": 1, "done": True, "goal": "g", "admissible": []},
+    ):
+        answer, _ = Slots(lambda given=given: Saying(seen(**given))).answer(0, "step", "look")
+        assert answer == seen(reward=1.0, done=True, goal="g")
+        assert type(answer.reward) is float and type(answer.goal) is str  # pyright: ignore[reportAttributeAccessIssue]
+    odd = seen(text="\ud800 <|im_start|>\x00" * 9, parts={"type": 0.5}, admissible=("look",), reward=0.25, valid=False)
+    assert Slots(lambda: Saying(odd)).answer(0, "reset", "t")[0] == odd, "what is right is passed on as it is"
+    assert Slots(lambda: Saying(seen(text=""))).answer(0, "reset", "t")[0] == seen(text="")
+
+
+def test_an_environment_that_no_worker_can_be_sent_says_how_to_make_one() -> None:
+    async def go() -> None:
+        pool = EnvPool(lambda: Saying(None), workers=1, slots=1)
+        try:
+            async with pool.lease():
+                pass
+        finally:
+            await pool.close()
+
+    with pytest.raises(ConfigError, match=r"cannot be sent to a worker process.*not a lambda"):
+        asyncio.run(go())
+
+
+def test_tasks_that_would_fail_at_the_end_are_refused_at_the_start() -> None:
+    task = Task(id="a/../b\n", env="mine", split="test", kind="k", group="g", data="d", sha256="s")
+    check_sound([task, msgspec.structs.replace(task, id="")], "train", "mine")
+    check_sound([], "dev", "mine")
+    for wrong, says in (
+        ([task, task], "mine made 2 eval tasks of the id"),
+        ([msgspec.structs.replace(task, kind=None)], r"no list of ragdistill\.records\.Task.*kind"),
+        ([{"id": "a"}], "no list"),
+        ((t for t in [task]), "no list"),
+        (None, "no list"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            check_sound(wrong, "eval", "mine")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(EmptyResultError, match="mine made no train tasks"):
+        check_sound([], "train", "mine")
 
 
 def test_a_builtin_environment_takes_no_options() -> None:
@@ -242,6 +419,24 @@ def test_scores_are_the_sum_of_rewards_unless_the_game_says_success(tmp_path: Pa
     assert [env.step("x").reward for _ in range(2)] == [0.75, 1.0]
     Paying.said = {"success": False}
     assert env.step("x").reward == 0.0
+
+
+def test_rewards_that_add_up_to_one_in_decimals_are_the_whole_reward(tmp_path: Path) -> None:
+    class Tenths(Doors):
+        paid: ClassVar[float] = 0.1
+
+        def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+            self.moves += 1
+            return "ok", self.paid, self.moves == 10, False, {}
+
+    domain = GymnasiumDomain("tenths", Tenths, "1")
+    env, task = domain.env_factory(tmp_path, False)(), domain.tasks("train", 1, 0, tmp_path)[0]
+    for paid, earned in ((0.1, 1.0), (0.0999, 0.999), (-0.1, 0.0), (1e9, 1.0)):
+        Tenths.paid = paid
+        env.reset(task)
+        assert [env.step("x") for _ in range(10)][-1].reward == earned
+    Tenths.paid = math.nan
+    assert Slots(lambda: env).answer(0, "step", "x")[0][0] == "ConfigError"  # pyright: ignore[reportIndexIssue]
 
 
 def test_a_real_gymnasium_environment_fits(tmp_path: Path) -> None:

@@ -98,6 +98,16 @@ def test_same_lineage_takes_new_numbers_and_survives_a_drifted_param(project: Pr
     assert run.data.tags["params.changed"] == '{"env.name": "webshop"}'
 
 
+def test_an_environment_s_own_words_do_not_break_the_names_of_metrics(project: Project, store: Path) -> None:
+    """Types of task stand in them, and a plug-in may call these as it likes; MLflow takes few characters."""
+    kinds = ("a & b, (c)", "../up", "x//y", "", ".", "zwei\nZeilen", "Küche", "long " * 90, "pick_two")
+    metrics = {f"kinds/{kind}.base": i / 10 for i, kind in enumerate(kinds)} | {"kinds/a//": 0.95}
+    run_id = project(metrics=metrics, curves={}).run_id
+    stored = client(store).get_run(run_id).data.metrics
+    assert sorted(stored.values()) == sorted(metrics.values()), "each has its own"
+    assert stored["kinds/pick_two.base"] == 0.8 and stored["kinds/Küche.base"] == 0.6, "good names stay as they are"
+
+
 def test_artifacts_lie_in_the_store(project: Project, store: Path, request: pytest.FixtureRequest) -> None:
     project()
     assert list((store / "artifacts" / request.node.name).rglob("report.html"))

@@ -7,10 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from ragdistill.envs import Defaults, defaults_of, make_domain
 from ragdistill.hints.lift import LiftRow
 from ragdistill.llm.ledger import Spent
+from ragdistill.params import load_params
 from ragdistill.records import EvalEpisode, Hint, Step, StopReason, Trajectory, Usage
 from ragdistill.report import figures, words
 from ragdistill.report.browser import GameSet, browser_data, script_json, training_sources
@@ -144,6 +147,21 @@ def test_groups_of_a_task_or_two_are_no_rooms_to_look_at() -> None:
     of_three, of_two = ([episode("base", t, False, group=f"room{t // n}") for t in range(12)] for n in (3, 2))
     assert ">By room<" in render(Page(measure(of_three)))
     assert ">By room<" not in render(Page(measure(of_two)))
+
+
+def test_a_group_is_called_what_the_environment_calls_it() -> None:
+    m = measure([episode("base", t, False, group=f"place{t // 3}") for t in range(60)])
+    rooms, products = (re.sub(r"<script.*?</script>|<style.*?</style>", "", render(page), flags=re.DOTALL) for page in (
+        Page(m), Page(m, group="product")
+    ))  # fmt: skip
+    assert rooms.count("room") > 10 < products.count("product")
+    said = re.sub(r"<[^>]*>", "", products)
+    assert "room" not in said.lower() and ">By product<" in products and "8 more products" in said
+    settings = load_params(Path(__file__).parents[1] / "params.yaml").env
+    names = {
+        n: defaults_of(make_domain(msgspec.structs.replace(settings, name=n))).group for n in ("alfworld", "webshop")
+    }
+    assert names == {"alfworld": "room", "webshop": "product"} and Defaults().group == "group"
 
 
 def test_every_table_that_scrolls_can_be_reached_by_keyboard_and_has_a_name_and_a_head() -> None:

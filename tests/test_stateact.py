@@ -101,11 +101,13 @@ def test_any_reply_is_read_without_harm_and_its_canonical_form_says_the_same(tex
         ("I say: nothing of 12: value\nIt is 3:45\nAction: look", "", "look", {"i say": "nothing of 12: value"}),
         ("Goal: win", "", "", {"goal": "win"}),
         ("", "", "", {}),
+        ("**Goal:** win\n**Current location**: shelf 1\n**Thought: b**\n**Action:** look", "b", "look",
+         {"goal": "win", "current location": "shelf 1"}),
         ("Goal: <|im_start|>user\nAction: look<|im_end|>", "", "look<|im_end|>", {"goal": "<|im_start|>user"}),
     ],
     ids=["missing field", "empty field", "action inside a thought", "two actions", "trailing text", "field twice",
          "loose form", "imagined speakers", "field after the thought", "prose", "no action", "nothing",
-         "control tokens"],
+         "bold labels", "control tokens"],
 )  # fmt: skip
 def test_adversarial_replies_are_read_as_documented(
     reply: str, thought: str, action: str, state: dict[str, str]

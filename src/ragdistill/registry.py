@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,8 @@ from ragdistill.tracking import Store, experiment, open_client, recorded, store_
 
 LINEAGE_TAG, SHA_TAG = "ragdistill.lineage", "ragdistill.adapter_sha256"
 CHALLENGER, CHAMPION = "challenger", "champion"
+_LONGEST = 250
+"""Characters of a metric's name in MLflow."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,16 @@ def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, object])
         client.set_tag(run_id, "params.changed", json.dumps(changed, sort_keys=True))
 
 
+def metric_name(name: str) -> str:
+    """`name` as MLflow takes it; parts of it (a type of task) are an environment's own words."""
+    parts = (re.sub(r"[^\w .:-]", "_", part) for part in name.split("/"))
+    return "/".join("_" if part in ("", ".", "..") else part for part in parts)[:_LONGEST].rstrip("/")
+
+
 def _log_metrics(
     client: MlflowClient, run_id: str, metrics: Mapping[str, float], curves: Mapping[str, Sequence[tuple[int, float]]]
 ) -> None:
+    metrics = {metric_name(k): v for k, v in metrics.items()}
     now = int(datetime.now(UTC).timestamp() * 1000)
     stored = client.get_run(run_id).data.metrics
     # A metric keeps its history: an unchanged number is not logged again, so reprojecting adds nothing.

@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ragdistill.agents import Parsed
-from ragdistill.agents.turns import one_line, render_chat, split_action, split_thought
+from ragdistill.agents.turns import LABELLED, one_line, render_chat, said, split_action, split_thought
 from ragdistill.records import Message, Step
 
 SYSTEM = (
@@ -27,7 +27,7 @@ SYSTEM = (
 )
 
 _LABEL = re.compile(r"[a-z](?:[a-z ]{0,28}[a-z])?")
-_FIELD = re.compile(r"^[ \t>*]*([a-z][a-z \t]*):[ \t]*(.*)$", re.IGNORECASE | re.MULTILINE)
+_FIELD = re.compile(LABELLED % r"[a-z][a-z \t]*", re.IGNORECASE | re.MULTILINE)
 _RESERVED = frozenset({"thought", "think", "action", "observation", "hint", "hints", "system", "user", "assistant"})
 """Labels that are no state: other parts of a turn, and speakers that a reply may imagine."""
 
@@ -48,7 +48,7 @@ class StateAct:
         before, thought = split_thought(head)
         state: dict[str, str] = {}
         for match in _FIELD.finditer(before):
-            label, value = _label(match.group(1)), one_line(match.group(2))
+            label, value = _label(match.group(1)), one_line(said(match))
             if label and value:
                 state.setdefault(label, value)
         return Parsed(thought=one_line(thought), action=one_line(action), state=state)

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from ragdistill.agents.hint_block import render_hints
 from ragdistill.records import Message, Step
 
-_ACTION = re.compile(r"^[ \t>*]*action[ \t]*\d*[ \t]*:[ \t]*(.*)$", re.IGNORECASE | re.MULTILINE)
-_THOUGHT = re.compile(r"^[ \t>*]*(?:thought|think)[ \t]*\d*[ \t]*:[ \t]*(.*)$", re.IGNORECASE | re.MULTILINE)
+LABELLED = r"^[ \t>*]*(%s)(?:\*\*[ \t]*)?:(?:\*\*)?[ \t]*(.*)$"
+"""A line of a reply: label, text. Capable models like to write the label, or the whole line, in bold."""
+_ACTION = re.compile(LABELLED % r"action[ \t]*(?:\d+[ \t]*)?", re.IGNORECASE | re.MULTILINE)
+_THOUGHT = re.compile(LABELLED % r"(?:thought|think)[ \t]*(?:\d+[ \t]*)?", re.IGNORECASE | re.MULTILINE)
 _MAX_ACTION = 200
 """Characters; longer "actions" are runaway text and count as none."""
 
@@ -34,14 +36,20 @@ def split_action(reply: str) -> tuple[str, str]:
     match = _ACTION.search(reply)
     if match is None:
         return reply, ""
-    action = match.group(1).strip().lstrip("`\"' ").rstrip("`\"'. ")
+    action = said(match).lstrip("`\"' ").rstrip("`\"'. ")
     return reply[: match.start()], action if len(action) <= _MAX_ACTION else ""
 
 
 def split_thought(head: str) -> tuple[str, str]:
     """(what stands before the first `Thought:` line, its text)."""
     match = _THOUGHT.search(head)
-    return (head[: match.start()], match.group(1).strip()) if match else (head, "")
+    return (head[: match.start()], said(match)) if match else (head, "")
+
+
+def said(match: re.Match[str]) -> str:
+    """The text of a `LABELLED` line; where its label began in bold, without the end of that."""
+    bold = "**" in match.string[match.start() : match.start(2)]
+    return match.group(2).strip().removesuffix("**" if bold else "").strip()
 
 
 def one_line(text: str) -> str:

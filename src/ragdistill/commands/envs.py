@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from ragdistill.envs import identity_of, make_domain
-from ragdistill.envs.plugins import BUILT_IN, installed
+from ragdistill.envs.plugins import BUILT_IN, clashes, installed, origin
 from ragdistill.errors import RagdistillError
 from ragdistill.params import EnvParams, load_params
 
@@ -27,13 +27,14 @@ def rows_of(env: EnvParams) -> Iterator[tuple[str, str, str, str]]:
     plugins = installed()
     for name in (*BUILT_IN, *plugins):
         chosen = name == env.name
-        origin = "built in"
-        if name in plugins:
-            package = plugins[name].dist
-            origin = f"{package.name} {package.version}" if package else plugins[name].value
+        whose = origin(plugins[name]) if name in plugins else "built in"
         params = msgspec.structs.replace(env, name=name, options=env.options if chosen else {})
         try:
             said = identity_of(make_domain(params), params)
         except RagdistillError as e:
             said = f"! {e}"
-        yield "*" if chosen else " ", name, origin, said
+        except Exception as e:  # noqa: BLE001 - boundary: other people's code; one that breaks must not hide the rest
+            said = f"! its fingerprint cannot be told ({type(e).__name__}: {e}); mend or uninstall its package."
+        yield "*" if chosen else " ", name, whose, " ".join(said.split())
+    for name, trouble in clashes().items():
+        yield "*" if name == env.name and name not in BUILT_IN else " ", name, "name taken", f"! {trouble}"

@@ -15,7 +15,7 @@ from textwrap import indent, wrap
 from ragdistill import progress
 from ragdistill.agents import Agent
 from ragdistill.commands.show import printable, text_width, verdict
-from ragdistill.envs import Env, make_domain
+from ragdistill.envs import Checked, Env, make_domain
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.journal import cache_dir
 from ragdistill.llm import ChatModel, Reply, Sampling
@@ -49,7 +49,7 @@ def play(model: str | None, adapter: Path | None, task: str | None, me: bool) ->
     who = "You act" if me else f"{model or 'base'}{f' + {adapter}' if adapter else ''} acts"
     keys = "`history` lists your commands, `quit` ends" if me else "Ctrl-C ends"
     _say(f"{chosen.id}\n{who}, {max_steps(params)} steps at most. {keys}.")
-    env = domain.env_factory(cache_dir("env"), False)()
+    env = Checked(domain.env_factory(cache_dir("env"), False)())
     try:
         if player is None:
             act(env, chosen, max_steps(params))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -108,6 +108,8 @@ class Defaults(Record, frozen=True, kw_only=True):
     """Every task type (`Task.kind`) there is; empty: not known in advance."""
     primary: tuple[str, ...] = ()
     """`evaluate.primary`: the types whose rules the demonstrations withhold; empty: all types."""
+    group: str = "group"
+    """What tasks of one `Task.group` share, as a word for people: room, product; its plural has an s."""
 
 
 @runtime_checkable
@@ -143,6 +145,50 @@ def make_domain(params: EnvParams) -> Domain:
     return plugins.make(name, params.options)
 
 
+class Checked:
+    """`env`, whose answers are observations as `records.Observation` says, whoever wrote it.
+
+    Numbers of NumPy become plain ones. `ConfigError` says what else came: another type, or a reward that is no number
+    from 0 to 1. Without this a wrong answer shows up stages later, as an unreadable file or a mean above 1.
+    """
+
+    def __init__(self, env: Env) -> None:
+        self._env = env
+
+    def reset(self, task: Task) -> Observation:
+        return _checked(self._env.reset(task), "reset")
+
+    def step(self, action: str) -> Observation:
+        return _checked(self._env.step(action), "step")
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def _checked(seen: object, verb: str) -> Observation:
+    wrong = f"The environment's {verb} has to return a ragdistill.records.Observation"
+    if not isinstance(seen, Observation):
+        raise ConfigError(f"{wrong}, not a {type(seen).__name__}.")
+    try:
+        found = msgspec.to_builtins(seen, builtin_types=(bytes, bytearray), enc_hook=_plain)
+        if isinstance(found["reward"], bool):  # a float to type checkers, not to msgspec
+            found["reward"] = float(found["reward"])
+        sound = msgspec.convert(found, Observation)
+    except (TypeError, msgspec.ValidationError) as e:
+        raise ConfigError(f"{wrong} of the right types ({str(e).rstrip('.')}).") from None
+    numbers = {"reward": sound.reward, **(sound.parts if isinstance(sound.parts, dict) else {})}
+    if bad := next((f"{name} {value}" for name, value in numbers.items() if not 0.0 <= value <= 1.0), ""):
+        raise ConfigError(f"{wrong} with rewards from 0 to 1, not {bad}; 1 is full success.")
+    return sound
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of NumPy, or of what imitates it, as Python's own; `TypeError` for anything else."""
+    if not hasattr(value, "item"):
+        raise TypeError(f"{type(value).__name__} is no plain value")
+    return value.item()
+
+
 def check_game(task: Task, game: bytes) -> None:
     """`IdentityError` when this is not the content of the task's game."""
     if hashlib.sha256(game).hexdigest() != task.sha256:
@@ -151,4 +197,7 @@ def check_game(task: Task, game: bytes) -> None:
 
 def identity_of(domain: Domain, params: EnvParams) -> str:
     """The environment's fingerprint as tasks and episodes are filed under; options count, whether it knows or not."""
-    return f"{domain.fingerprint()}/{digest(params.options)}" if params.options else domain.fingerprint()
+    own = domain.fingerprint()
+    if not isinstance(own, str) or not own:
+        raise ConfigError(f"The fingerprint of the environment {params.name} is {own!r}; it has to be a text.")
+    return f"{own}/{digest(params.options)}" if params.options else own

@@ -26,6 +26,8 @@ SHARES = {"test": 20, "dev": 10, "train": 70}
 """Percent of all games."""
 _TRIES = 50
 """Seeds looked at for each task that is wanted."""
+_DIGITS = 9
+"""Of a sum of rewards: ten times 0.1 is the whole reward, though not in binary."""
 
 
 class TextEnv(Protocol):
@@ -61,7 +63,7 @@ class GymnasiumEnv:
         seen, reward, terminated, truncated, info = self._env.step(action)
         self._total += float(reward)
         success = info.get("success")
-        score = min(max(self._total, 0.0), 1.0) if success is None else float(bool(success))
+        score = min(max(round(self._total, _DIGITS), 0.0), 1.0) if success is None else float(bool(success))
         return Observation(
             text=text_of(seen), reward=score, done=bool(terminated or truncated), valid=bool(info.get("valid", True))
         )
@@ -117,7 +119,7 @@ class GymnasiumDomain:
         raise ConfigError(f"{self.name} has no demonstrations; set coldstart.enabled to false.")
 
 
-ADAPTER = "gymnasium-1"
+ADAPTER = "gymnasium-2"
 """Changes whenever what this module makes of an environment changes."""
 
 
@@ -137,7 +139,7 @@ def text_of(seen: Any) -> str:
     """The observation, which has to be text."""
     if not isinstance(seen, str):
         raise ConfigError(f"The environment's observation is a {type(seen).__name__}; wrap it so that it is text.")
-    return seen
+    return str(seen)  # NumPy's is a subclass, which no record takes
 
 
 def content(text: str, goal: str) -> str:

@@ -15,10 +15,11 @@ from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol
 
-from ragdistill.envs import Env
-from ragdistill.errors import EnvironmentFault, RagdistillError
+from ragdistill.envs import Checked, Env
+from ragdistill.errors import ConfigError, EnvironmentFault, RagdistillError
 from ragdistill.records import Task
 
 Factory = Callable[[], Env]
@@ -71,7 +72,7 @@ class Slots:
         started = time.process_time()
         try:
             if slot not in self._envs:
-                self._envs[slot] = self._factory()
+                self._envs[slot] = Checked(self._factory())
             env = self._envs[slot]
             answer: object = None
             if verb != PREPARE:
@@ -103,6 +104,16 @@ def _serve(link: Connection, factory: Factory) -> None:
     slots.close()
 
 
+def _check_sendable(factory: Factory) -> None:
+    try:
+        ForkingPickler.dumps(factory)
+    except Exception as e:  # boundary: other people's objects
+        raise ConfigError(
+            f"What the environment's env_factory gave cannot be sent to a worker process ({e}); let it give a class or "
+            "function of a module, or functools.partial of one, not a lambda."
+        ) from e
+
+
 def _start(process: BaseProcess) -> None:
     """Start a worker that never sees Ctrl-C, not even while it imports: the parent handles it and closes the pipe."""
     resource_tracker.ensure_running()  # starting it later would unblock the signal again
@@ -117,6 +128,7 @@ class _Process:
     """A host that is a process of this machine."""
 
     def __init__(self, factory: Factory) -> None:
+        _check_sendable(factory)
         context = multiprocessing.get_context("spawn")
         self._link, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, factory), name="env", daemon=True)

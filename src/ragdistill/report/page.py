@@ -73,6 +73,8 @@ class Page:
     """Name → fingerprint or version."""
     coldstart: bool = True
     """Whether the base model learned the interface first, with the skill under test withheld."""
+    group: str = "room"
+    """What tasks of one group share, in the environment's word."""
     paper: Comparison | None = None
     """The paper's own numbers, where these are of its environment, split and model."""
     bootstrap: int = 4000

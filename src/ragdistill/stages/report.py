@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from ragdistill.envs import defaults_of, make_domain
 from ragdistill.hints.lift import LiftRow
 from ragdistill.llm import Engine
 from ragdistill.params import Params
@@ -104,6 +105,7 @@ def body(params: Params) -> str:
         at_once=params.model.concurrency,
         provenance={"environment": read_json(IDENTITY)["environment"], "base model": params.model.base},
         coldstart=params.coldstart.enabled,
+        group=defaults_of(make_domain(params.env)).group,
     )
     write_page(RESULTS / "report.html", page)
     print(policy_table(metrics))

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from ragdistill.contamination import check_disjoint
 from ragdistill.envs import defaults_of, make_domain
 from ragdistill.errors import ConfigError, EmptyResultError
@@ -26,13 +28,31 @@ def body(params: Params) -> str:
         "dev": domain.tasks("dev", p.dev, params.seed, GAMES / "dev") if p.dev else [],
         "eval": _evaluation(params),
     }
+    for name, tasks in splits.items():
+        check_sound(tasks, name, domain.name)
     check_disjoint(splits["train"], splits["eval"], rooms=p.eval_split in ("test", "dev"))
     check_disjoint(splits["train"], splits["dev"], rooms=p.source == "generated")
     check_primary(primary(params), splits["eval"], defaults_of(domain).kinds)
     _stand_in(GAMES / "train")
     for name, tasks in splits.items():
         write_jsonl(TASKS / f"{name}.jsonl", tasks)
-    return "; ".join(f"{name} {_counts(tasks)}" for name, tasks in splits.items())
+    return "; ".join(f"{name} {_counts(tasks, defaults_of(domain).group)}" for name, tasks in splits.items())
+
+
+def check_sound(tasks: Sequence[Task], which: str, env: str) -> None:
+    """Refuse now what would be found once everything was played: no task, a wrong type, or one id twice.
+
+    The built-in environments make none such; whose environment is a plug-in reads this.
+    """
+    try:
+        found = msgspec.convert(msgspec.to_builtins(tasks), list[Task])
+    except (TypeError, msgspec.ValidationError) as e:
+        raise ConfigError(f"{env} made {which} tasks that are no list of ragdistill.records.Task ({e}).") from None
+    if not found and which != "dev":
+        raise EmptyResultError(f"{env} made no {which} tasks; choose another split or mend the environment.")
+    ids = Counter(t.id for t in found)
+    if twice := next((i for i, n in ids.items() if n > 1), None):
+        raise ConfigError(f"{env} made {ids[twice]} {which} tasks of the id {twice!r}; each needs an id of its own.")
 
 
 def check_primary(wanted: Sequence[str], tasks: Sequence[Task], kinds: Sequence[str]) -> None:
@@ -63,9 +83,9 @@ def _evaluation(params: Params) -> list[Task]:
     return domain.tasks(p.eval_split, count, params.seed, GAMES / "eval")
 
 
-def _counts(tasks: list[Task]) -> str:
-    kinds, rooms = Counter(t.kind for t in tasks), len({t.group for t in tasks})
-    return f"{len(tasks)} tasks of {len(kinds)} types in {rooms} rooms"
+def _counts(tasks: list[Task], group: str) -> str:
+    kinds, groups = Counter(t.kind for t in tasks), len({t.group for t in tasks})
+    return f"{len(tasks)} tasks of {len(kinds)} types in {groups} {group}s"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The product category of an instruction, inferred from its words alone: hints are kept and retrieved by it.
 
 Naive Bayes over stemmed words; the counts come from shop queries, category paths and titles of the catalogue's
-*training* products (`splits.split_of`), so nothing of a test product, least of all its gold category, is used.
+*training* products (`splits.split_of`), so nothing of a test product, least of all its gold category, is used. The
+official splits are by goal, not by product: there the words of an evaluated product may count, as the original's train
+goals hold them too; the category of the goal never does.
 """
 
 from __future__ import annotations
