@@ -34,6 +34,8 @@ FORMAT = "catalogue-1"
 """Changes whenever what is stored changes its meaning; part of every folder's name."""
 TOP = 50
 """Hits of a search, as in the original."""
+KEPT = 4096
+"""Products that a process keeps in memory, of those that were looked at."""
 SOURCES: tuple[Source, ...] = ("synthetic", "human")
 
 _SCHEMA = """
@@ -70,7 +72,7 @@ class Catalogue:
         except sqlite3.Error as e:
             raise self._damaged(e) from None
         self._index = SearchIndex(folder)
-        self._cached = lru_cache(4096)(self._product)
+        self._cached = lru_cache(KEPT)(self._product)
         self.bucket_words = BucketWords(self._counts)
 
     def __len__(self) -> int:
