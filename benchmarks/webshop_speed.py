@@ -1,11 +1,13 @@
-"""Speed and memory of the WebShop simulator; prints one table.
+"""Speed and memory of the WebShop simulator, with a verdict on each bar.
 
     python benchmarks/webshop_speed.py [--large 100000] [--workers 8] [--cache DIR]
 
-Start-up (imports, catalogue opened, first page), steps per second of one process on the embedded catalogue, search time
-there and on a synthetic catalogue of `--large` products (0 leaves it out; building it takes minutes), and the memory
-of `--workers` processes that each have that one open and have searched (PSS: shared pages are counted once). Times are
-CPU seconds, so that other work on the machine disturbs them little; start-up is also given in wall seconds.
+Start-up (imports, catalogue opened, first results), steps per second of one process on the embedded catalogue, search
+time there and on a synthetic catalogue of `--large` products (0 leaves it out; building it takes minutes), and the
+memory of `--workers` processes that each have that one open and as many products in memory as they ever keep (PSS:
+shared pages are counted once). Times are CPU seconds, so that other work on the machine disturbs them little; start-up
+is wall time. A smaller `--large` or `--workers` than the bar's, or fewer `--episodes` and `--queries`, is a trial of
+the program: it reaches nothing.
 """
 
 from __future__ import annotations
@@ -20,10 +22,16 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from ragdistill.envs.webshop.catalogue import Catalogue
+from ragdistill.envs.webshop.catalogue import KEPT, Catalogue
 from ragdistill.envs.webshop.shop import Visit
 from ragdistill.envs.webshop.sources import catalogue_folder
 
+START_UP, STEPS, SMALL_SEARCH, LARGE_SEARCH, MEMORY = 1.0, 2000.0, 1.0, 50.0, 2.0
+"""Bars: seconds to the first results, steps/s a core, ms a search on 1k and on `LARGE` products, GB of `WORKERS`."""
+LARGE, WORKERS = 100_000, 8
+EPISODES, QUERIES = 400, 500
+_SEARCHES = 2000
+"""Of a worker, at most, until it keeps `KEPT` products."""
 START = """
 import sys, time
 from pathlib import Path
@@ -65,7 +73,8 @@ def steps_per_second(folder: Path, episodes: int) -> float:
 def search_milliseconds(folder: Path, queries: int) -> float:
     """Mean CPU time of a search for an instruction."""
     shelves, rng = Catalogue(folder), random.Random(0)
-    texts = [shelves.goal("synthetic", rng.randrange(1000)).instruction.split(", and price")[0] for _ in range(queries)]
+    rows = rng.choices(shelves.goal_rows("synthetic"), k=queries)
+    texts = [shelves.goal(row.source, row.number).instruction.split(", and price")[0] for row in rows]
     shelves.search(texts[0])
     began = time.process_time()
     for text in texts:
@@ -73,49 +82,76 @@ def search_milliseconds(folder: Path, queries: int) -> float:
     return 1000 * (time.process_time() - began) / queries
 
 
-def _work(folder: str, number: int, link: Connection) -> None:
-    shelves, rng = Catalogue(Path(folder)), random.Random(number)
-    for _ in range(50):
-        goal = shelves.goal("synthetic", rng.randrange(1000))
-        Visit(shelves, goal).act(f"search[{goal.instruction}]")
+def _work(folder: str, goals: int, number: int, link: Connection) -> None:
+    shelves, rng, kept = Catalogue(Path(folder)), random.Random(number), set[str]()
+    for _ in range(_SEARCHES):
+        found = shelves.search(shelves.goal("synthetic", rng.randrange(goals)).instruction)
+        kept.update(shelves.product(asin).asin for asin in found)
+        if len(kept) >= min(KEPT, len(shelves)):
+            break
     fields = dict(line.split(":", 1) for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
-    link.send(int(fields["Pss"].split()[0]) / 1024)
+    link.send((int(fields["Pss"].split()[0]) * 1024, len(kept)))
     link.recv()  # all stay alive until all have been measured
 
 
-def memory(folder: Path, workers: int) -> float:
-    """MiB of all workers together, shared pages once."""
+def memory(folder: Path, workers: int) -> tuple[float, int]:
+    """(GB of all workers together, shared pages once; products that the emptiest of them keeps)."""
     context = multiprocessing.get_context("spawn")
-    links = []
+    goals, links, running = len(Catalogue(folder).goal_rows("synthetic")), [], []
     for number in range(workers):
         ours, theirs = context.Pipe()
-        context.Process(target=_work, args=(str(folder), number, theirs), daemon=True).start()
+        running.append(context.Process(target=_work, args=(str(folder), goals, number, theirs), daemon=True))
+        running[-1].start()
+        theirs.close()  # so that a worker that dies ends the wait
         links.append(ours)
-    total = sum(link.recv() for link in links)
-    for link in links:
+    sizes = [link.recv() for link in links]
+    for link, process in zip(links, running, strict=True):
         link.send(None)
-    return total
+        process.join()
+    return sum(size for size, _ in sizes) / 1e9, min(kept for _, kept in sizes)
+
+
+def row(what: str, measured: float, unit: str, bar: float, *, at_least: bool = False, trial: bool = False) -> None:
+    """Print a line of the table."""
+    met = measured >= bar if at_least else measured <= bar
+    verdict = "a trial" if trial else "reached" if met else "missed"
+    sign = "≥" if at_least else "≤"
+    print(f"| {what} | {measured:.4g} {unit} | {sign} {bar:g} {unit}: {verdict} |", flush=True)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, judge."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--large", type=int, default=100_000)
-    parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--cache", type=Path, default=None)
+    parser.add_argument("--large", type=int, default=LARGE)
+    parser.add_argument("--workers", type=int, default=WORKERS)
+    parser.add_argument("--episodes", type=int, default=EPISODES)
+    parser.add_argument("--queries", type=int, default=QUERIES)
+    parser.add_argument("--cache", type=Path, help="keeps the catalogues for the next time")
     args = parser.parse_args()
-    cache = args.cache or Path(tempfile.mkdtemp(prefix="webshop-speed-"))
-    small = catalogue_folder(cache, None)
+    with tempfile.TemporaryDirectory(prefix="webshop-speed-") as scratch:
+        measure(args, args.cache or Path(scratch))
+
+
+def measure(args: argparse.Namespace, cache: Path) -> None:
+    """All rows, the large catalogue's last."""
+    print("| what | measured | bar |\n|---|---:|---|")
+    small, few = catalogue_folder(cache, None), args.queries < QUERIES
+    size = len(Catalogue(small))
     cpu, wall = start_up(small)
-    print(f"start-up                       {cpu:8.2f} s CPU, {wall:.2f} s wall")
-    print(f"steps/s, one process           {steps_per_second(small, 400):8.0f}")
-    print(f"search, {len(Catalogue(small)):>7} products       {search_milliseconds(small, 500):8.2f} ms")
+    row(f"start-up, {size:,} products ({cpu:.2f} s CPU)", wall, "s", START_UP)
+    steps = steps_per_second(small, args.episodes)
+    row("steps, one process", steps, "steps/s", STEPS, at_least=True, trial=args.episodes < EPISODES)
+    row(f"search, {size:,} products", search_milliseconds(small, args.queries), "ms", SMALL_SEARCH, trial=few)
     if args.large:
         began = time.process_time()
-        large = catalogue_folder(cache, args.large)
-        print(f"build,  {args.large:>7} products       {time.process_time() - began:8.0f} s CPU")
-        print(f"search, {args.large:>7} products       {search_milliseconds(large, 200):8.2f} ms")
-        print(f"memory, {args.workers} workers on these     {memory(large, args.workers):8.0f} MiB (PSS)")
+        large, trial = catalogue_folder(cache, args.large), args.large < LARGE
+        built = time.process_time() - began
+        print(f"| build, {args.large:,} products | {built:.0f} s CPU | – |", flush=True)
+        milliseconds = search_milliseconds(large, args.queries)
+        row(f"search, {args.large:,} products", milliseconds, "ms", LARGE_SEARCH, trial=trial or few)
+        total, kept = memory(large, args.workers)
+        what = f"memory (PSS), {args.workers} workers on these, each with {kept:,} of them in mind"
+        row(what, total, "GB", MEMORY, trial=trial or args.workers < WORKERS)
 
 
 if __name__ == "__main__":

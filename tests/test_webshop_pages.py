@@ -8,7 +8,7 @@ import pytest
 from ragdistill.envs.webshop.pages import done_page, results_page, sub_page, visible
 from ragdistill.envs.webshop.products import Review
 from ragdistill.envs.webshop.reward import reward
-from ragdistill.envs.webshop.shop import Visit, parse
+from ragdistill.envs.webshop.shop import Visit, admissible, parse
 from tests.webshop_small import Shelf, goal, product
 
 INSTRUCTION = goal().instruction
@@ -156,6 +156,40 @@ def test_a_value_of_two_options_belongs_to_the_later_one_and_page_names_win() ->
     v.act("click[reviews]")
     assert v.chosen == {"trim": "red"}
     assert "Price: $20.0" not in v.page.pieces
+
+
+def test_options_called_like_our_own_kinds_are_options() -> None:
+    v = Visit(Shelf(product(options={"product": ("b0",), "button": ("tiny",)})), goal())
+    for action in ("search[acme]", "click[b0shirt001]", "click[b0]", "click[tiny]"):
+        assert v.act(action)
+    assert (v.asin, v.chosen) == ("B0SHIRT001", {"product": "b0", "button": "tiny"})
+
+
+def test_what_no_click_names_is_not_offered() -> None:
+    """The original reserves "search" for its search box; an empty argument is none."""
+    v = Visit(Shelf(product(options={"type": ("search", "", "find")})), goal())
+    for action in ("search[acme]", "click[b0shirt001]"):
+        v.act(action)
+    assert not v.act("click[search]") and "search" in v.page.pieces
+    offered = [a for a in admissible(v.page) if a != "click[buy now]"]
+    assert "click[find]" in offered
+    for action in offered:
+        again = Visit(Shelf(product(options={"type": ("search", "", "find")})), goal())
+        assert again.act("search[acme]") and again.act("click[b0shirt001]") and again.act(action), action
+
+
+def test_a_name_in_small_letters_opens_its_product() -> None:
+    v = Visit(Shelf(product(asin="b0Shirt001")), goal())
+    assert v.act("search[acme]") and v.act("click[B0SHIRT001]")
+    assert v.asin == "b0Shirt001"
+
+
+def test_only_the_purchase_itself_is_the_end() -> None:
+    v = played("search[acme]", "click[b0shirt001]", "click[buy now]")
+    assert v.over
+    v.act("search[acme]")
+    v.act("click[back to search]")
+    assert not v.over, "a page without buttons, after a purchase, is not a second one"
 
 
 def test_the_purchase_is_judged_and_ends_clicking() -> None:

@@ -1,21 +1,23 @@
 """The catalogue on disk: products, goals and bucket words in one SQLite file, the search index beside it.
 
 Built once per content, streaming (memory does not grow with the catalogue but for its names), into a folder named by
-the content, temp-then-rename; opened read-only by any number of worker processes, which share its pages through the
-operating system. Knows where nothing comes from (`sources`) and no page.
+the content, temp-then-rename, by one process at a time; opened read-only by any number of worker processes, which share
+its pages through the operating system. Knows where nothing comes from (`sources`) and no page.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import shutil
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -32,6 +34,8 @@ FORMAT = "catalogue-1"
 """Changes whenever what is stored changes its meaning; part of every folder's name."""
 TOP = 50
 """Hits of a search, as in the original."""
+KEPT = 4096
+"""Products that a process keeps in memory, of those that were looked at."""
 SOURCES: tuple[Source, ...] = ("synthetic", "human")
 
 _SCHEMA = """
@@ -59,28 +63,39 @@ class GoalRow(msgspec.Struct, frozen=True):
 
 
 class Catalogue:
-    """Read access; also the `Shelves` of a visit."""
+    """Read access; also the `Shelves` of a visit. A damaged file is a `DataError` when it is found to be one."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         try:
             self._db = sqlite3.connect(f"file:{folder / 'catalogue.sqlite'}?mode=ro&immutable=1", uri=True)
         except sqlite3.Error as e:
-            raise DataError(f"The catalogue in {folder} cannot be opened ({e}); delete that folder.") from None
+            raise self._damaged(e) from None
         self._index = SearchIndex(folder)
-        self._cached = lru_cache(4096)(self._product)
+        self._cached = lru_cache(KEPT)(self._product)
         self.bucket_words = BucketWords(self._counts)
 
     def __len__(self) -> int:
         return self._index.documents
+
+    def _rows(self, query: str, values: Sequence[object] = ()) -> Iterator[tuple[Any, ...]]:
+        try:
+            yield from self._db.execute(query, values)
+        except sqlite3.DatabaseError as e:
+            raise self._damaged(e) from None
+
+    def _damaged(self, error: sqlite3.Error) -> DataError:
+        return DataError(f"The catalogue in {self._folder} is damaged ({error}); delete that folder.")
 
     def product(self, asin: str) -> Product:
         """One product, reviews included; `DataError` when the catalogue has none of that name."""
         return self._cached(asin)
 
     def _product(self, asin: str) -> Product:
-        row = self._db.execute(
+        found = self._rows(
             "SELECT p.body, r.rating, r.body FROM products p LEFT JOIN reviews r USING (asin) WHERE asin = ?", (asin,)
-        ).fetchone()
+        )
+        row = next(found, None)
         if row is None:
             raise DataError(f"The catalogue has no product {asin}; was the task made for another catalogue?")
         product = msgspec.json.decode(row[0], type=Product)
@@ -92,32 +107,32 @@ class Catalogue:
 
     def products(self) -> Iterator[Product]:
         """All products, in the catalogue's order."""
-        for (body,) in self._db.execute("SELECT body FROM products ORDER BY number"):
+        for (body,) in self._rows("SELECT body FROM products ORDER BY number"):
             yield msgspec.json.decode(body, type=Product)
 
     def price(self, asin: str) -> float:
         """What a purchase of `asin` costs: a price range was settled when the catalogue was built."""
-        return self._db.execute("SELECT price FROM products WHERE asin = ?", (asin,)).fetchone()[0]
+        return next(self._rows("SELECT price FROM products WHERE asin = ?", (asin,)))[0]
 
     def search(self, query: str) -> list[str]:
         """ASINs of the best `TOP` products."""
         numbers = self._index.search(query, TOP)
-        names = self._db.execute(
+        names = self._rows(
             f"SELECT number, asin FROM products WHERE number IN ({','.join('?' * len(numbers))})", numbers
         )
-        asins = dict(names.fetchall())
+        asins = dict(names)
         return [asins[n] for n in numbers]
 
     def goal(self, source: str, number: int) -> Goal:
         """One goal; `DataError` when there is none of that number."""
-        row = self._db.execute("SELECT body FROM goals WHERE source = ? AND number = ?", (source, number)).fetchone()
+        row = next(self._rows("SELECT body FROM goals WHERE source = ? AND number = ?", (source, number)), None)
         if row is None:
             raise DataError(f"The catalogue has no {source} goal {number}; was the task made for another catalogue?")
         return msgspec.json.decode(row[0], type=Goal)
 
     def goal_rows(self, source: Source) -> list[GoalRow]:
         """All goals of `source`, in generation order."""
-        rows = self._db.execute(
+        rows = self._rows(
             "SELECT g.number, g.asin, p.family, json_extract(p.body, '$.category'), "
             "json_array_length(g.body, '$.options'), g.feasible "
             "FROM goals g JOIN products p USING (asin) WHERE g.source = ? ORDER BY g.number",
@@ -129,7 +144,7 @@ class Catalogue:
         ]
 
     def _counts(self, word: str) -> dict[str, int]:
-        row = self._db.execute("SELECT counts FROM words WHERE word = ?", (word,)).fetchone()
+        row = next(self._rows("SELECT counts FROM words WHERE word = ?", (word,)), None)
         return msgspec.json.decode(row[0], type=dict[str, int]) if row else {}
 
     def close(self) -> None:
@@ -137,18 +152,25 @@ class Catalogue:
 
 
 def ensure_catalogue(folder: Path, products: Callable[[], Iterable[Product]], reviews: Callable[[], Reviews]) -> Path:
-    """Build the catalogue in `folder` unless it is there; safe when several processes try at once."""
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            _build(draft, products(), reviews())
-            draft.chmod(0o755)
-            os.rename(draft, folder)
-        except BaseException as error:
-            shutil.rmtree(draft, ignore_errors=True)
-            # Another process may have finished first: a full folder cannot be replaced.
-            if not (isinstance(error, OSError) and folder.exists()):
+    """Build the catalogue in `folder` unless it is there; of several processes at once one builds and the others wait.
+
+    What a killed build left behind is removed: it may be gigabytes.
+    """
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for abandoned in folder.parent.glob(f".{folder.name}.*/"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+        if not folder.exists():
+            draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            try:
+                _build(draft, products(), reviews())
+                draft.chmod(0o755)
+                os.rename(draft, folder)
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)
                 raise
     return folder
 

@@ -194,7 +194,7 @@ def _content(catalogue: Catalogue, row: GoalRow) -> str:
 def _task(catalogue: Catalogue, row: GoalRow, split: str, key: str) -> Task:
     return Task(
         id=f"webshop/{key[:8]}/{row.source}/{row.number}", env="webshop", split=split,
-        kind=WITH_OPTIONS[CATEGORIES.index(row.category)] if row.options else row.category,
+        kind=f"{row.category} with options" if row.options else row.category,
         group=digest("webshop family", row.family)[:12], data=f"{key}/{row.source}/{row.number}",
         sha256=_content(catalogue, row), feasible=row.feasible,
     )  # fmt: skip

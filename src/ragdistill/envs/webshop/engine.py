@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,7 @@ class WebshopEnv:
     def __init__(
         self, folder: Path, *, show_chosen: bool = False, show_attributes: bool = False, offer: bool = False
     ) -> None:
-        self._catalogue = Catalogue(folder)
+        self._catalogue = _opened(folder)
         self._key = folder.name
         self._show_chosen, self._show_attributes, self._offer = show_chosen, show_attributes, offer
         self._visit: Visit | None = None
@@ -48,7 +49,7 @@ class WebshopEnv:
     def _observe(self, valid: bool) -> Observation:
         visit = self._visit
         assert visit is not None  # noqa: S101 - both callers set it
-        bought = valid and visit.earned is not None and not visit.page.clickables
+        bought = valid and visit.over
         return Observation(
             text=visit.page.text,
             reward=visit.earned.total if bought and visit.earned else 0.0,
@@ -64,7 +65,14 @@ class WebshopEnv:
         return self._visit.earned if self._visit else None
 
     def close(self) -> None:
-        self._catalogue.close()
+        """End the visit; the catalogue stays open for the other environments of this process."""
+        self._visit = None
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: Path) -> Catalogue:
+    """One for all environments of a process: each would keep thousands of products in memory."""
+    return Catalogue(folder)
 
 
 def fingerprint(catalogue_key: str) -> str:

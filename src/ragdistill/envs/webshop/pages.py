@@ -19,11 +19,15 @@ WINDOW = 10
 """Products on a page of results."""
 BUY, BACK, NEXT, PREV = "Buy Now", "Back to Search", "Next >", "< Prev"
 SUB_PAGES = ("Description", "Features", "Reviews", "Attributes")
+BUTTON, PRODUCT = "Button", "Product"
+"""Kinds of clickables beside options, whose names are lower case: an option may be called "product"."""
+_NO_CLICK = ("", "search")
+"""Option values that no click names: an action has an argument, and the original keeps "search" for its search box."""
 _HTML_SPACES = " \t\n\f\r"
 
 
 class Page(msgspec.Struct, frozen=True):
-    """A page: its pieces of text, and what `click[…]` accepts: label → ("button" | "product" | option name)."""
+    """A page: its pieces of text, and what `click[…]` accepts: label → (`BUTTON`, `PRODUCT` or option name)."""
 
     pieces: tuple[str, ...]
     clickables: dict[str, str]
@@ -46,7 +50,7 @@ def visible(*texts: str) -> tuple[str, ...]:
 
 def buttons(*labels: str) -> dict[str, str]:
     """Clickables of `labels`: lower case, as actions are."""
-    return {label.lower(): "button" for label in labels}
+    return {label.lower(): BUTTON for label in labels}
 
 
 def start_page(instruction: str) -> Page:
@@ -59,7 +63,7 @@ def results_page(instruction: str, products: Sequence[Product], number: int, tot
     turn = (PREV, NEXT) if number > 1 else (NEXT,)
     head = visible("Instruction:", instruction, BACK, f"Page {number} (Total results: {total})", *turn)
     listed = [piece for p in products for piece in visible(p.asin, p.title, p.price_tag)]
-    links = {p.asin.lower(): "product" for p in products}
+    links = {p.asin.lower(): PRODUCT for p in products}
     return Page((*head, *listed), buttons(BACK, *turn) | links)
 
 
@@ -77,7 +81,7 @@ def item_page(
             pieces.append(f"chosen: {chosen[name]}")
     subs = SUB_PAGES if show_attributes else SUB_PAGES[:3]
     pieces += visible(product.title, f"Price: {product.price_tag}", f"Rating: {product.rating}", *subs, BUY)
-    options = {value: name for name, values in product.options.items() for value in values}
+    options = {value: name for name, values in product.options.items() for value in values if value not in _NO_CLICK}
     return Page(tuple(pieces), buttons(BACK, PREV, *subs, BUY) | options)
 
 

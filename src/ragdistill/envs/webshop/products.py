@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +23,8 @@ NO_ATTRIBUTE = "DUMMY_ATTR"
 NO_RATING = "N.A."
 DEFAULT_PRICE = 100.0
 _CHUNK = 1 << 20
+MAX_ENTRY = 1 << 26
+"""Characters of one entry of an array; the original's have some ten thousand. Bounds what a damaged file costs."""
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -75,6 +78,10 @@ class Product(msgspec.Struct, frozen=True, kw_only=True):
         return " ".join([self.title, self.description, self.bullets[0] if self.bullets else "", options]).lower()
 
 
+_DAMAGE = (KeyError, TypeError, AttributeError, ValueError)
+"""What an entry raises that lacks something or holds something else."""
+
+
 def read_products(
     path: Path, attributes: Mapping[str, Any], wishes: Mapping[str, Any], limit: int | None = None
 ) -> Iterator[Product]:
@@ -82,7 +89,8 @@ def read_products(
 
     `path`: the original array (`items_shuffle*.json`) or documents, one a line (`.jsonl`, also `.gz`). `attributes`,
     `wishes`: the original files' content, by ASIN. `limit` counts entries of the file, as the original's
-    `num_products` does. Memory is that of one product and the ASINs. `DataError` names a damaged entry.
+    `num_products` does. Memory is that of one product and the ASINs. `DataError` names a damaged entry, also one of
+    another type than the pages and the reward need.
     """
     seen: set[str] = set()
     for i, raw in enumerate(read_entries(path)):
@@ -93,8 +101,10 @@ def read_products(
             if asin == "nan" or len(asin) > 10 or asin in seen:
                 continue
             seen.add(asin)
-            yield product_of(raw, attributes.get(asin) or {}, wishes.get(asin) or ())
-        except (KeyError, TypeError, AttributeError, ValueError) as e:
+            product = product_of(raw, attributes.get(asin) or {}, wishes.get(asin) or ())
+            # A struct is not checked when it is made; the catalogue stores this text and must read it back.
+            yield msgspec.json.decode(msgspec.json.encode(product), type=Product)
+        except _DAMAGE as e:
             raise DataError(f"{path}, product {i}: {type(e).__name__} {e}; fetch the file again.") from None
 
 
@@ -145,30 +155,44 @@ def options_of(customization: Mapping[str, Any] | str | None) -> dict[str, tuple
 
 
 def read_reviews(path: Path) -> Iterator[tuple[str, str, tuple[Review, ...]]]:
-    """(ASIN, average rating, reviews) of the original's `reviews.json`."""
-    for raw in read_entries(path):
-        reviews = tuple(
-            Review(title=str(r["title"]), score=str(r.get("score", r.get("stars", ""))), body=str(r.get("review", "")))
-            for r in raw["reviews"]
-        )
-        yield raw["asin"], str(raw["average_rating"]), reviews
+    """(ASIN, average rating, reviews) of the original's `reviews.json`; `DataError` names a damaged entry."""
+    for i, raw in enumerate(read_entries(path)):
+        try:
+            reviews = tuple(
+                Review(str(r["title"]), str(r.get("score", r.get("stars", ""))), str(r.get("review", "")))
+                for r in raw["reviews"]
+            )
+            yield str(raw["asin"]), str(raw["average_rating"]), reviews
+        except _DAMAGE as e:
+            raise DataError(f"{path}, entry {i}: {type(e).__name__} {e}; fetch the file again.") from None
+
+
+def read_by_asin(path: Path) -> dict[str, Any]:
+    """Content of the attributes file or of people's instructions: something for each ASIN."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except msgspec.DecodeError as e:
+        raise DataError(f"{path} is not what WebShop has under that name ({e}); fetch it again.") from None
 
 
 def read_entries(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON array or of a document file, one at a time; `DataError` for a missing or damaged file."""
+    """Objects of a JSON array or of a document file, one at a time; `DataError` for a missing or damaged file.
+
+    A file that was fetched in part counts as damaged, but for documents that end with a whole line.
+    """
     try:
         if ".jsonl" in path.name:
             with _open(path) as lines:
-                for line in lines:
-                    document = msgspec.json.decode(line)
+                for line in filter(str.strip, lines):
+                    document = msgspec.json.decode(line, type=dict[str, Any])
                     yield document.get("product", document)
         else:
             with _open(path) as file:
                 yield from _array(file)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; see README.md for WebShop's files.") from None
-    except ValueError as e:
-        raise DataError(f"{path} is not valid JSON ({e}); fetch it again.") from None
+    except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise DataError(f"{path} is damaged or not JSON ({e}); fetch it again.") from None
 
 
 def _open(path: Path) -> IO[str]:
@@ -186,7 +210,7 @@ def _array(file: IO[str]) -> Iterator[dict[str, Any]]:
         try:
             entry, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError:
-            more = file.read(max(_CHUNK, len(text) - at))
+            more = file.read(max(_CHUNK, len(text) - at)) if len(text) - at < MAX_ENTRY else ""
             if not more:
                 raise
             text, at = text[at:] + more, 0

@@ -50,6 +50,7 @@ class SearchIndex:
     """`SearchIndex(folder).search("red shoes", 50)` → document numbers, best first. Small and read-only."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         try:
             lengths = np.load(folder / "lengths.npy", mmap_mode="r")
             self._ranks = np.load(folder / "ranks.npy", mmap_mode="r")
@@ -57,8 +58,8 @@ class SearchIndex:
             self._counts = np.load(folder / "counts.npy", mmap_mode="r")
             self._terms = sqlite3.connect(f"file:{folder / 'terms.sqlite'}?mode=ro&immutable=1", uri=True)
             total = float((folder / "total.txt").read_text())
-        except (OSError, ValueError, sqlite3.Error) as e:
-            raise DataError(f"The search index in {folder} is damaged ({e}); delete that folder.") from None
+        except (OSError, EOFError, ValueError, sqlite3.Error) as e:
+            raise self._damaged(e) from None
         self.documents = len(lengths)
         self._counted = max(int(np.count_nonzero(lengths)), 1)  # Lucene does not count documents without a term
         mean = np.float32(total / self._counted)
@@ -78,7 +79,7 @@ class SearchIndex:
         """BM25 score of every document; 0 where no term is shared."""
         scores = np.zeros(self.documents, np.float64)
         for term, times in Counter(analyse(query)).items():
-            row = self._terms.execute("SELECT start, count FROM terms WHERE term = ?", (term,)).fetchone()
+            row = self._row(term)
             if row is None:
                 continue
             start, n = row
@@ -87,6 +88,15 @@ class SearchIndex:
             one = np.float32(1)
             scores[docs] += weight - weight / (one + counts.astype(np.float32) * self._norms[docs])
         return scores.astype(np.float32)
+
+    def _row(self, term: str) -> tuple[int, int] | None:
+        try:
+            return self._terms.execute("SELECT start, count FROM terms WHERE term = ?", (term,)).fetchone()
+        except sqlite3.DatabaseError as e:
+            raise self._damaged(e) from None
+
+    def _damaged(self, error: Exception) -> DataError:
+        return DataError(f"The search index in {self._folder} is damaged ({error}); delete that folder.")
 
 
 def build_index(documents: Iterable[tuple[str, str]], folder: Path) -> int:

@@ -12,9 +12,11 @@ from typing import Protocol
 
 from ragdistill.envs.webshop.pages import (
     BACK,
+    BUTTON,
     BUY,
     NEXT,
     PREV,
+    PRODUCT,
     SUB_PAGES,
     WINDOW,
     Page,
@@ -62,6 +64,11 @@ class Visit:
         self.earned: Reward | None = None
         self.page = start_page(goal.instruction)
 
+    @property
+    def over(self) -> bool:
+        """Whether the last action was a purchase."""
+        return self._where == "done"
+
     def act(self, action: str) -> bool:
         """Play one action; False when it was refused and nothing changed."""
         name, argument = parse(action)
@@ -92,9 +99,9 @@ class Visit:
             self.page = sub_page(self.goal.instruction, self._shelves.product(self.asin), _SUB_PAGES[label])
         else:
             kind = self.page.clickables[label]
-            if kind == "product":
-                self.asin = label.upper()
-            elif kind != "button":
+            if kind == PRODUCT:
+                self.asin = next(asin for asin in self._hits if asin.lower() == label)
+            elif kind != BUTTON:
                 self.chosen[kind] = label
             self._show_item()
 

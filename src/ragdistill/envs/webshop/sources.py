@@ -2,7 +2,8 @@
 
 `RAGDISTILL_WEBSHOP_DATA` names the folder with the original files: products (`items_shuffle.json`,
 `items_shuffle_1000.json`, or the search engine's documents `*documents*.jsonl`, `*docs*.jsonl`, also `.gz`), attributes
-(`items_ins_v2*.json`), people's instructions (`items_human_ins.json`) and, if there, `reviews.json`.
+(`items_ins_v2*.json`), people's instructions (`items_human_ins.json`) and, if there, `reviews.json`. Of several, the
+first by preference, then by name, is taken; files that are being fetched (`….part`) are none of them.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import msgspec
 
 from ragdistill.envs.webshop import generator
 from ragdistill.envs.webshop.catalogue import FORMAT, Reviews, ensure_catalogue
-from ragdistill.envs.webshop.products import Product, product_of, read_products, read_reviews
+from ragdistill.envs.webshop.products import Product, product_of, read_by_asin, read_products, read_reviews
 from ragdistill.errors import ConfigError
-from ragdistill.records import digest, read_json
+from ragdistill.records import digest
 
 VARIABLE = "RAGDISTILL_WEBSHOP_DATA"
 EMBEDDED = 1200
@@ -26,8 +27,10 @@ EMBEDDED = 1200
 _PRODUCTS = (
     ("items_shuffle.json", "items_ins_v2.json"),
     ("items_shuffle_1000.json", "items_ins_v2_1000.json"),
-    ("*documents*.jsonl*", "items_ins_v2*.json"),
-    ("*docs*.jsonl*", "items_ins_v2*.json"),
+    ("*documents*.jsonl", "items_ins_v2*.json"),
+    ("*documents*.jsonl.gz", "items_ins_v2*.json"),
+    ("*docs*.jsonl", "items_ins_v2*.json"),
+    ("*docs*.jsonl.gz", "items_ins_v2*.json"),
 )
 """(products, attributes) by preference."""
 _SAMPLE = 1 << 20
@@ -60,7 +63,12 @@ def original_files() -> Files | None:
     if not named:
         return None
     root = Path(named)
-    pairs = [(p, a) for products, attributes in _PRODUCTS for p in root.glob(products) for a in root.glob(attributes)]
+    pairs = [
+        (p, a)
+        for products, attributes in _PRODUCTS
+        for p in sorted(root.glob(products))  # in name order: a folder's own differs between machines
+        for a in sorted(root.glob(attributes))
+    ]
     wishes = root / "items_human_ins.json"
     if not pairs or not wishes.is_file():
         raise ConfigError(
@@ -84,7 +92,7 @@ def catalogue_folder(cache: Path, limit: int | None) -> Path:
 
     def products() -> Iterable[Product]:
         if files:
-            return read_products(files.products, read_json(files.attributes), read_json(files.wishes), limit)
+            return read_products(files.products, read_by_asin(files.attributes), read_by_asin(files.wishes), limit)
         return embedded_products(EMBEDDED if limit is None else limit)
 
     def reviews() -> Reviews:
