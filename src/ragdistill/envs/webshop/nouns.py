@@ -2,7 +2,7 @@
 
 The original asks spaCy's `en_core_web_sm`, a model that no package index carries. Here TextBlob's tagger, whose lexicon
 ships with its package, names the nouns among words that are cut as spaCy's tokenizer cuts them (numbers apart from
-their units, hyphens and slashes between words; on real titles the nouns found agree to 97 % of their union). Used
+their units, hyphens and slashes between words). Used
 while a catalogue is built, never while somebody plays. spaCy itself is not used: importing it imports torch.
 """
 

@@ -1,6 +1,6 @@
 """BM25 search with Lucene's arithmetic: same scores, same order; equal scores in the order of the documents' names.
 
-Libraries come close (bm25s orders 97 % of Lucene's top ten), but they use exact document lengths, where Lucene stores a
+Libraries come close (bm25s among them), but they use exact document lengths, where Lucene stores a
 length in one byte; so the formula is written here, on numpy arrays that all worker processes map from the same files.
 Knows documents as numbers and names only.
 """
