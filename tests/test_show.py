@@ -56,14 +56,16 @@ def show(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
 
 
 @pytest.mark.usefixtures("project")
-def test_hints_stand_in_a_table_with_what_was_measured(
+def test_each_hint_stands_with_what_was_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert show(monkeypatch, "hints") == 0
     out = capsys.readouterr().out
-    (row,) = (line for line in out.splitlines() if "text one" in line)
-    expected = "text one contrast 7 2 (roll0aaa …) 75 % [30–95], n 4 50 % [9–91], n 2 +75 [+25, +100], n 4"
-    assert " ".join(row.split()) == expected
+    expected = (
+        "clean text one contrast, 7 mentions, evidence of 2 (roll0aaa …); teacher won 75 % [30–95], n 4; "
+        "rag won 50 % [9–91], n 2; with − without +75 points [+25, +100], n 4 heat"
+    )
+    assert expected in " ".join(out.split())
     assert "not effects" in out
 
 
@@ -77,7 +79,7 @@ def test_a_hint_measured_alone_says_so(
     write_jsonl(project / "data/lift/measured.jsonl", [row])
     assert show(monkeypatch, "hints") == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "+25 [+5, +45], n 16" in out and "the only one shown" in out
+    assert "alone − none +25 points [+5, +45], n 16" in out and "the only one shown" in out
 
 
 @pytest.mark.usefixtures("project")

@@ -6,7 +6,6 @@ Reads files only. Texts of models and environments are untrusted: control charac
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import indent, wrap
@@ -20,18 +19,12 @@ from ragdistill.stages.common import BANK, EVAL, LIFT, ROLLOUTS, TEACH
 if TYPE_CHECKING:
     from ragdistill.report.hintuse import HintUse
 
-_PIPED_WIDTH = 140
-"""Columns of a table that goes into a file or another program."""
 _SHORT = 8
 """Characters of an id that are shown; `show trajectory` takes any unique beginning."""
 
 
 def show_hints() -> int:
-    """Print the bank as a table: provenance, and what was measured when each hint was shown."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+    """Print the bank, bucket by bucket: each hint's provenance, and what was measured when it was shown."""
     from ragdistill.hints.lift import LiftRow
     from ragdistill.report.figures import by_bucket
     from ragdistill.report.hintuse import hint_use
@@ -41,15 +34,13 @@ def show_hints() -> int:
     path = LIFT / "measured.jsonl"
     measured = read_jsonl(path, LiftRow) if path.exists() else []
     uses = hint_use(read_jsonl(BANK, Hint), *episodes, params.report, measured)
-    names = ("hint", "kind", "mentions", "evidence", "teacher won", "rag won", "with − without, points")
     for bucket, found in by_bucket(uses).items():
-        table = Table(title=printable(bucket), box=box.SIMPLE_HEAD, title_justify="left", expand=True)
-        for name in (*names, *(("alone − none, points",) if measured else ())):
-            table.add_column(name, ratio=4 if name == "hint" else None, justify="left" if name == "hint" else "right")
+        print(printable(bucket))
         for use in found:
-            table.add_row(*map(printable, _hint_row(use)), *([_alone(use)] if measured else []))
-        width = None if sys.stdout.isatty() else _PIPED_WIDTH
-        Console(width=width, highlight=False, markup=False, emoji=False).print(table)
+            print(indent("\n".join(wrap(printable(use.hint.text), text_width() - 2)), "  "))
+            whole = "; ".join(printable(fact).replace(" ", "\0") for fact in _facts(use))  # a fact stays on one line
+            print(indent("\n".join(wrap(whole, text_width() - 6)).replace("\0", " "), "      "))
+        print()
     level = f"{100 * params.report.confidence:g} %"
     print(f"Associations with {level} intervals, not effects: hints of a bucket are mostly shown together.")
     if measured:
@@ -110,22 +101,17 @@ def _step(number: int, step: Step, width: int) -> str:
     return f"{number:>3} " + indent("\n".join(lines), "    ").lstrip()
 
 
-def _hint_row(use: HintUse) -> Iterator[str]:
-    yield use.hint.text
-    yield use.hint.kind
-    yield str(use.hint.mentions)
-    first = f" ({use.hint.evidence[0][:_SHORT]} …)" if use.hint.evidence else ""
-    yield f"{len(use.hint.evidence)}{first}"
-    for shown in (use.teacher, use.retrieved):
-        s = shown.success
-        yield f"{100 * s.value:.0f} % [{100 * s.lo:.0f}–{100 * s.hi:.0f}], n {shown.tasks}" if s else "–"
-    lift = use.lift
-    yield _points(lift.diff.value, lift.diff.lo, lift.diff.hi, lift.tasks) if lift else "–"
-
-
-def _alone(use: HintUse) -> str:
-    row = use.alone
-    return _points(row.diff, row.lo, row.hi, row.tasks) if row else "–"
+def _facts(use: HintUse) -> Iterator[str]:
+    hint, lift, alone = use.hint, use.lift, use.alone
+    first = f" ({hint.evidence[0][:_SHORT]} …)" if hint.evidence else ""
+    yield f"{hint.kind}, {hint.mentions} mentions, evidence of {len(hint.evidence)}{first}"
+    for who, shown in (("teacher", use.teacher), ("rag", use.retrieved)):
+        if s := shown.success:
+            yield f"{who} won {100 * s.value:.0f} % [{100 * s.lo:.0f}–{100 * s.hi:.0f}], n {shown.tasks}"
+    if lift:
+        yield f"with − without {_points(lift.diff.value, lift.diff.lo, lift.diff.hi, lift.tasks)}"
+    if alone:
+        yield f"alone − none {_points(alone.diff, alone.lo, alone.hi, alone.tasks)}"
 
 
 def _points(diff: float, lo: float, hi: float, tasks: int) -> str:
@@ -134,7 +120,7 @@ def _points(diff: float, lo: float, hi: float, tasks: int) -> str:
     if lo == hi == 0:
         return f"0 on each task, n {tasks}"
     value, low, high = (signed(100 * v, 0) for v in (diff, lo, hi))
-    return f"{value} [{low}, {high}], n {tasks}"
+    return f"{value} points [{low}, {high}], n {tasks}"
 
 
 def _files() -> list[Path]:
