@@ -115,8 +115,8 @@ def row(what: str, measured: float, unit: str, bar: float, *, at_least: bool = F
     """Print a line of the table."""
     met = measured >= bar if at_least else measured <= bar
     verdict = "a trial" if trial else "reached" if met else "missed"
-    sign = "≥" if at_least else "≤"
-    print(f"| {what} | {measured:.4g} {unit} | {sign} {bar:g} {unit}: {verdict} |", flush=True)
+    sign, digits = "≥" if at_least else "≤", 0 if measured >= 100 else 2
+    print(f"| {what} | {measured:,.{digits}f} {unit} | {sign} {bar:g} {unit}: {verdict} |", flush=True)
 
 
 def main() -> None:
