@@ -22,6 +22,7 @@ from ragdistill.params import StripParams
 from ragdistill.records import EvalEpisode, Hint, SftExample, Trajectory, read_jsonl
 from ragdistill.stages.strip import renderer
 from ragdistill.strip import strip
+from tests.faults.project import SMALL, make_project
 from tests.test_training import make_base
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -271,3 +272,12 @@ def test_an_experiment_changes_one_parameter_and_leaves_the_workspace_s_challeng
     shown = run(project, "-m", "dvc", "exp", "show", "--csv")
     assert "one-hint" in shown.stdout
     assert all(len(t.hints) <= 1 for t in read_jsonl(project / "data/teach/hints.jsonl", Trajectory))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_study_without_students_ends_in_a_report_of_who_played(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project", f"{SMALL}sft.variants=[]\n", ())
+    played = json.loads((project / "results/metrics.json").read_text())["policies"]
+    assert set(played) == {"raw", "base", "rag"}
+    assert (project / "results/report.html").exists()
