@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from textwrap import indent, wrap
+from textwrap import fill, indent, wrap
 from typing import TYPE_CHECKING
 
 from ragdistill.errors import ConfigError, DataError
@@ -37,9 +37,9 @@ def show_hints() -> int:
     for bucket, found in by_bucket(uses).items():
         print(printable(bucket))
         for use in found:
-            print(indent("\n".join(wrap(printable(use.hint.text), text_width() - 2)), "  "))
+            print(_indented(printable(use.hint.text), "  "))
             whole = "; ".join(printable(fact).replace(" ", "\0") for fact in _facts(use))  # a fact stays on one line
-            print(indent("\n".join(wrap(whole, text_width() - 6)).replace("\0", " "), "      "))
+            print(_indented(whole, "      ").replace("\0", " "))
         print()
     level = f"{100 * params.report.confidence:g} %"
     print(f"Associations with {level} intervals, not effects: hints of a bucket are mostly shown together.")
@@ -92,6 +92,10 @@ def text_width() -> int:
 def printable(text: str) -> str:
     """`text` with every control character but line breaks written out, so that it cannot steer a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _indented(text: str, margin: str) -> str:
+    return fill(text, text_width(), initial_indent=margin, subsequent_indent=margin)
 
 
 def _step(number: int, step: Step, width: int) -> str:
