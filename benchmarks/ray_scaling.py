@@ -109,6 +109,9 @@ async def run(params: Params, sizes: Sequence[int], rounds: int, address: str | 
     sides = [Side("processes", n, EnvPool(factory, n, -(-AT_ONCE // n), 10_000)) for n in sizes]
     if address:
         cluster = Cluster(connect(address), cache)
+        room = sum(cluster.rooms().values())
+        if sizes[-1] > room:  # the rest would find no room, and fewer would be measured than stand in the table
+            raise SystemExit(f"The cluster has {room} CPUs, an actor each; give fewer --workers than {sizes[-1]}.")
         there = partial(open_on_node, params.env, False, identity_of(domain, params.env), cache)
         sides += [Side("actors", n, EnvPool(there, n, -(-AT_ONCE // n), 10_000, opener=cluster.open)) for n in sizes]
         print(f"nodes (CPUs): {sorted(cluster.rooms().values())}")

@@ -18,7 +18,7 @@ from ragdistill import cli
 from ragdistill.commands import promote
 from ragdistill.commands.smoke import override
 from ragdistill.errors import ConfigError, DataError, IdentityError
-from ragdistill.llm import ChatModel, Reply, Sampling
+from ragdistill.llm import ChatModel, Reply, Sampling, engine_of
 from ragdistill.llm.chat_format import ChatFormat
 from ragdistill.llm.local import LocalEngine
 from ragdistill.llm.scripted import ScriptedModel
@@ -46,6 +46,7 @@ from tests.serving_toys import CHATS, make_adapter, taught_model
 import torch  # isort: skip  (after the engine, which prepares the process)
 
 ROOT = Path(__file__).resolve().parents[1]
+DIGITS = {"type": "Digits", "individual_digits": True}
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +286,7 @@ def project(base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.Monke
     }  # fmt: skip
     taught = [Trajectory(id=f"t{i}", hints=("open {object} first",), **shared) for i in (0, 2)]
     write_jsonl(Path("data/teach/hints.jsonl"), taught)
-    write_jsonl(Path("results/eval/distilled-0/trajectories.jsonl"), [Trajectory(id="x", model="another", **shared)])
+    played(model="another")
     episodes = [
         EvalEpisode(
             policy=p, seed=0, task_id=f"t{i}", kind="k", bucket="k", group=f"g{i % 3}", success=i > win, score=1.0,
@@ -300,6 +301,20 @@ def project(base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.Monke
     )  # fmt: skip
     write_json(Path("results/metrics.json"), metrics)
     return folder
+
+
+def played(model: str, won: int = 5, engine: str = "another") -> None:
+    """The student's evaluation: 8 games, `won` of them won, by weights and engine of these names."""
+    games = [
+        Trajectory(
+            id=f"x{i}", task_id=f"t{i}", policy="distilled", agent="react", attempt=0, seed=0, goal="g", bucket="b",
+            group="g", kind="k", model=model, stop=StopReason.SUCCESS if i < won else StopReason.MAX_STEPS,
+            reward=float(i < won),
+        )
+        for i in range(8)
+    ]  # fmt: skip
+    write_jsonl(Path("results/eval/distilled-0/trajectories.jsonl"), games)
+    write_json(Path("results/eval/distilled-0/engine.json"), {"name": engine})
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
@@ -320,6 +335,57 @@ def test_the_command_prints_the_numbers_and_writes_a_card_with_intervals(
     assert "another engine or build" in card and "Apache-2.0" in card
     value = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["metrics"][0]["value"]
     assert value == 0.625
+
+
+@pytest.mark.usefixtures("project")
+def test_numbers_of_other_weights_are_not_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation that the report has not seen, and one of a student that was trained again since."""
+
+    def card() -> str:
+        assert run(monkeypatch, "models/students/distilled-0") == 0
+        return Path("exports/distilled-0/README.md").read_text()
+
+    played(model="another", won=0)
+    assert "62.5" not in (said := card()) and "not of its present evaluation" in said and "model-index" not in said
+    engine = engine_of(LocalEngine(Path("models/base"), reference=True))
+    played(model="another")
+    write_json(Path("results/eval/distilled-0/engine.json"), engine)
+    assert "62.5" not in (said := card()) and "trained again" in said and "model-index" not in said
+
+
+def test_a_student_of_several_trainings_is_not_their_mean() -> None:
+    """`success` of a policy is pooled; the card is of one of them."""
+    episodes = [
+        EvalEpisode(
+            policy=p, seed=s, task_id=f"t{i}", kind="k", bucket="k", group="g", success=i >= lost, score=1.0,
+            steps=5, invalid=0, tokens_billed=9, tokens_computed=5, tokens_completion=2, seconds=1.0,
+            stop=StopReason.SUCCESS,
+        )
+        for p, s, lost in (("base", 0, 8), ("distilled", 0, 2), ("distilled", 1, 6)) for i in range(8)
+    ]  # fmt: skip
+    params = ReportParams(bootstrap=50, confidence=0.95)
+    named = {"env": "alfworld", "agent": "react", "split": "test", "label": "smoke"}
+    metrics = compute_metrics(episodes, primary=("k",), params=params, **named)
+    card = model_card(facts(metrics=metrics, run="distilled-1", measured="Measured."))
+    assert "**this student** (distilled-1) | 25.0 | 25.0 | 8 |" in card
+    assert "| distilled, mean of 2 trainings | 50.0 [" in card
+    assert yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("cut", "written"),
+    [
+        ({"type": "ByteLevel", "use_regex": True}, True),
+        ({"type": "Sequence", "pretokenizers": [DIGITS, {"type": "ByteLevel"}]}, True),
+        ({"type": "Sequence", "pretokenizers": [{"type": "Split"}, {"type": "ByteLevel", "use_regex": False}]}, False),
+        ({"type": "Metaspace"}, False),
+        (None, False),
+    ],
+    ids=["gpt2", "smollm", "llama3", "sentencepiece", "none"],
+)
+def test_a_tokenizer_that_gguf_would_misname_has_no_file(cut: Any, written: bool, tmp_path: Path) -> None:
+    write_json(tmp_path / "tokenizer.json", {"pre_tokenizer": cut})
+    assert room._splits_as_gguf_says(tmp_path) is written
 
 
 @pytest.mark.usefixtures("project")

@@ -157,6 +157,22 @@ def test_forgetting_frees_the_cache(model_dir: Path) -> None:
     assert blocks == 1
 
 
+def test_a_caller_that_goes_away_frees_its_slot_at_once(model_dir: Path) -> None:
+    """A client with a short time-out that tries again would else fill every slot for as long as the context lasts."""
+
+    async def run() -> list[int]:
+        async with engine(model_dir) as model:
+            gone = asyncio.create_task(model.chat(opening(1), Sampling(max_tokens=100_000, temperature=1.0, seed=1)))
+            while not (running := list(model._running)) or len(running[0][0].generated) < 2:
+                await asyncio.sleep(0.01)
+            gone.cancel()
+            await play(model, 1, turns=1)
+            return [len(c.generated) for c, _ in running] + [len(model._running)]
+
+    at_once, left = asyncio.run(run())
+    assert left == 0 and at_once < 200
+
+
 def test_a_reply_ends_where_it_should(model_dir: Path) -> None:
     async def run() -> list[Reply]:
         async with engine(model_dir, max_context=128) as model:

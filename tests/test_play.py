@@ -21,10 +21,11 @@ from ragdistill.commands.smoke import override
 from ragdistill.envs.alfworld.domain import AlfworldDomain
 from ragdistill.envs.alfworld.games import read_game
 from ragdistill.errors import ConfigError
-from ragdistill.llm import Sampling
+from ragdistill.llm import Sampling, context_limit
 from ragdistill.llm.scripted import ScriptedModel
 from ragdistill.params import Params, load_params
 from ragdistill.records import Message, Observation, Task, write_jsonl
+from ragdistill.rollout import Episode
 from ragdistill.stages import playing
 from ragdistill.stages.defaults import settle, student_name
 from tests.llm_toys import toy_model
@@ -150,6 +151,18 @@ def test_a_champion_is_the_registered_adapter_on_the_base(
     assert play(monkeypatch, "--model", "champion") == 0
     assert "> played by distilled-0" in capsys.readouterr().out
     assert asked == [("ragdistill-student", "champion")]
+
+
+def test_a_watched_model_keeps_its_context_and_is_closed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A context that is not seen fills up where the evaluation drops old turns; a paid call under way is kept."""
+    closed: list[int] = []
+    monkeypatch.setattr(ScriptedModel, "context", 7, raising=False)
+    monkeypatch.setattr(ScriptedModel, "close", lambda _: closed.append(1))
+    monkeypatch.setattr(Episode, "run", lambda _, env, model: (_ for _ in ()).throw(KeyError(context_limit(model))))
+    override(project / "params.yaml", ["model.script=tests.test_play:steer"])
+    with pytest.raises(KeyError, match="7"):
+        play(monkeypatch)
+    assert closed
 
 
 @pytest.mark.usefixtures("project")

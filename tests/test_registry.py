@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from mlflow.tracking import MlflowClient
 
 from ragdistill import champions, registry
 from ragdistill.champions import Decision
+from ragdistill.commands import promote
 from ragdistill.errors import ConfigError, DataError
+from ragdistill.params import load_params
 from ragdistill.registry import Projection
 from ragdistill.stats import Interval, PairedTest
 from ragdistill.tracking import open_client
 
+ROOT = Path(__file__).resolve().parents[1]
 MODEL = "adapter"
 GOOD = PairedTest(Interval(0.2, 0.1, 0.3), p=0.001, n=100, wins=25, losses=5)
 YES = Decision(True, "Promote: tested")
@@ -36,13 +43,16 @@ def project(base: Path, store: Path, request: pytest.FixtureRequest) -> Project:
     """Project into an experiment and a registered model of this test's own, in the shared store."""
     own = request.node.name
 
-    def call(lineage: str = "l1", weights: bytes | None = b"\x00w", **changes: object) -> registry.Projected:
+    def call(
+        lineage: str = "l1", weights: bytes | None = b"\x00w", files: Mapping[str, bytes] = {}, **changes: object
+    ) -> registry.Projected:
         adapter = None
         if weights is not None:
             adapter = base / own / weights[:8].hex()
             (adapter / "sub").mkdir(parents=True, exist_ok=True)
             (adapter / "adapter_model.safetensors").write_bytes(weights)
-            (adapter / "sub" / "config.json").write_bytes(b"{}\r\n")
+            for file, content in {"sub/config.json": b"{}\r\n", **files}.items():
+                (adapter / file).write_bytes(content)
         report = base / "report.html"
         report.write_text("<p>numbers</p>")
         arguments: dict[str, object] = {
@@ -180,17 +190,25 @@ def test_decision_compares_the_lower_bound_with_the_margin(lo: float, has_champi
     assert ("champion" if has_champion else "base") in decision.reason
 
 
+def promoted(store: Path, name: str, version: str, decision: Decision = YES) -> None:
+    """Promote `version` as if it had played against the champion of this moment."""
+    played = champions.Aliases(champion(store, name), version)
+    champions.promote(store, name, played, decision, "ada", GOOD)
+
+
 def test_promotion_records_itself_and_rolls_back(project: Project, store: Path, request: pytest.FixtureRequest) -> None:
     name = request.node.name
     project(weights=b"one")
-    champions.promote(store, name, "1", YES, "ada", GOOD)
+    promoted(store, name, "1")
     assert champions.champion_and_challenger(store, name) == champions.Aliases(champion="1", challenger="1")
     with pytest.raises(ConfigError, match="already is the champion"):
-        champions.promote(store, name, "1", YES, "ada", GOOD)
+        promoted(store, name, "1")
     project("l2", weights=b"two")
     with pytest.raises(ConfigError, match="became version 2 meanwhile"):
-        champions.promote(store, name, "1", YES, "ada", GOOD)
-    champions.promote(store, name, "2", YES, "ada", GOOD)
+        promoted(store, name, "1")
+    with pytest.raises(ConfigError, match=r"champion of .* became version 1 meanwhile"):
+        champions.promote(store, name, champions.Aliases(None, "2"), YES, "ada", GOOD)
+    promoted(store, name, "2")
     tags = client(store).get_model_version(name, "2").tags
     assert tags["ragdistill.promoted_by"] == "ada" and tags["ragdistill.previous_champion"] == "1"
     assert '"n": 100' in tags["ragdistill.promotion_numbers"]
@@ -211,13 +229,13 @@ def test_rolling_back_undoes_every_promotion_down_to_no_champion(
     for lineage, weights in (("l1", b"one"), ("l2", b"two"), ("l3", b"one")):
         version = project(lineage, weights=weights).version
         assert version
-        champions.promote(store, name, version, YES, "ada", GOOD)
+        promoted(store, name, version)
     assert champion(store, name) == "1"
     assert [champions.rollback(store, name, "ada") for _ in range(3)] == ["2", "1", None]
     assert champion(store, name) is None
     with pytest.raises(ConfigError, match="is called champion"):
         champions.rollback(store, name, "ada")
-    champions.promote(store, name, "1", YES, "ada", GOOD)
+    promoted(store, name, "1")
     assert champions.rollback(store, name, "ada") is None, "what was undone is forgotten"
 
 
@@ -226,12 +244,12 @@ def test_an_interrupted_or_manual_move_does_not_confuse_the_history(
 ) -> None:
     name, c = request.node.name, client(store)
     for lineage, weights in (("l1", b"one"), ("l2", b"two")):
-        champions.promote(store, name, str(project(lineage, weights=weights).version), YES, "ada", GOOD)
+        promoted(store, name, str(project(lineage, weights=weights).version))
     project("l3", weights=b"three")
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "set_registered_model_alias", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            champions.promote(store, name, "3", YES, "ada", GOOD)
+            promoted(store, name, "3")
     assert champion(store, name) == "2"
     c.set_registered_model_alias(name, "champion", "3")  # by hand, in the user interface
     assert [champions.rollback(store, name, "ada") for _ in range(3)] == ["2", "1", None]
@@ -242,16 +260,43 @@ def test_a_champion_of_a_store_without_history_goes_back_to_what_it_replaced(
 ) -> None:
     name = request.node.name
     for lineage, weights in (("l1", b"one"), ("l2", b"two")):
-        champions.promote(store, name, str(project(lineage, weights=weights).version), YES, "ada", GOOD)
+        promoted(store, name, str(project(lineage, weights=weights).version))
     client(store).delete_registered_model_tag(name, champions.HISTORY_TAG)
     assert [champions.rollback(store, name, "ada") for _ in range(2)] == ["1", None]
+
+
+def test_two_that_fetch_one_adapter_at_once_both_get_it(
+    project: Project, store: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two servers of the champion that are started together; a folder that one reads stays where it is."""
+    params = load_params(ROOT / "params.yaml")
+    named = msgspec.structs.replace(params.track, registered_model=request.node.name)
+    params = msgspec.structs.replace(params, track=named)
+    monkeypatch.setenv("RAGDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(promote, "STORE", store)
+    both, real = threading.Barrier(2, timeout=60), registry.download
+
+    def download(*args: Any) -> Path:
+        got = real(*args)
+        both.wait()
+        return got
+
+    monkeypatch.setattr(registry, "download", download)
+    project(files={"adapter_config.json": b"{}"})
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: promote.fetch_adapter(params, "challenger"), range(2))
+    assert first == second and (first / "adapter_config.json").read_bytes() == b"{}"
+    there = first.stat().st_ino
+    with ThreadPoolExecutor(2) as pool:
+        assert set(pool.map(lambda _: promote.fetch_adapter(params, "challenger"), range(2))) == {first}
+    assert first.stat().st_ino == there and [p.name for p in first.parent.iterdir()] == [first.name]
 
 
 def test_a_refusal_moves_nothing(project: Project, store: Path, request: pytest.FixtureRequest) -> None:
     name = request.node.name
     project()
     with pytest.raises(ConfigError, match="Refuse: because"):
-        champions.promote(store, name, "1", Decision(False, "Refuse: because"), "ada", GOOD)
+        promoted(store, name, "1", Decision(False, "Refuse: because"))
     assert champions.champion_and_challenger(store, name).champion is None
 
 

@@ -210,6 +210,7 @@ def test_what_no_client_library_sends_is_refused_too(address: str) -> None:
             (raw.get("/v1/chat/completions"), 405),
             (raw.post("/v1/chat/completions", content=b"{", headers=json_type), 400),
             (raw.post("/v1/chat/completions", content=b'{"model":1}', headers=json_type), 400),
+            (raw.post("/v1/chat/completions", content=b'{"model":"\xff"}', headers=json_type), 400),
             (raw.post("/v1/chat/completions", content=b"[" * 100_000, headers=json_type), 400),
             (raw.post("/v1/chat/completions", content=b"x" * (http.MAX_BODY + 1), headers=json_type), 413),
             (raw.post("/v1/chat/completions", content=b"{}", headers={"content-type": "text/plain"}), 415),

@@ -11,8 +11,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,17 +58,23 @@ if "--hang" in rest:
 if os.fork() == 0:  # as vLLM's engine does, in the same group
     time.sleep(600); os._exit(0)
 models = {args.served_model_name: None}
+ODD = {
+    90: b"<html>busy</html>", 91: b"[]", 92: b'{"choices": [null], "usage": {}}', 93: b'{"choices": [{"text": null}], ',
+    94: b'{"choices": [{"text": null}], "usage": {"completion_tokens": 1}}', 95: b'{"choices": 1, "usage": 1}',
+}
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, status, data):
-        raw = json.dumps(data).encode()
-        self.send_response(status); self.send_header("content-length", str(len(raw))); self.end_headers()
+        raw = data if isinstance(data, bytes) else json.dumps(data).encode()
+        self.send_response(status); self.send_header("content-type", "application/json")
+        self.send_header("location", "/health")
+        self.send_header("content-length", str(len(raw))); self.end_headers()
         self.wfile.write(raw)
     def log_message(self, *_): pass
     def do_GET(self):
         if self.path == "/v1/models":
             return self.answer(200, {"data": [{"id": m, "parent": p} for m, p in models.items()]})
-        self.answer(200, {"version": "fake"})
+        self.answer(302 if "/moved" in self.path else 200, {"version": "fake"})
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         with (here / "asked.jsonl").open("a") as f:
@@ -74,6 +82,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         echo = {"error": {"message": "no, " + self.headers["authorization"]}}
         if "echo" in body.get("lora_name", "") or body.get("seed") == 99:
             return self.answer(400, echo)
+        if body.get("seed") in ODD:
+            return self.answer(200, ODD[body["seed"]])
         if "response_format" in body and body["seed"] == 98:
             return self.answer(400, {"error": {"message": "No structured outputs backend."}})
         if self.path == "/v1/load_lora_adapter":
@@ -165,7 +175,7 @@ def test_a_server_is_started_checked_and_ended_with_all_its_children(fake: Path,
 def test_the_documented_server_runs_as_ours_does(base: Path) -> None:
     """One that lacks an argument answers, but otherwise: with a repetition penalty, without students, without reuse."""
     (said,) = re.findall(r"vllm serve .*?(?=\ndvc)", (ROOT / "docs/serving.md").read_text(), re.DOTALL)
-    own = [a for a in vllm.command(Path("python"), base, 8000, 12000, 64, []) if a.startswith("--")]
+    own = [a for a in vllm.command(Path("python"), base, 8000, 8192, 64, []) if a.startswith("--")]
     assert set(own) - set(said.split()) == {"--model", "--served-model-name"}
     assert "--generation-config vllm" in said and "--max-lora-rank 64" in said
     profiles = (ROOT / "profiles").glob("paper-*.yaml")
@@ -276,6 +286,38 @@ def test_a_schema_is_sent_and_left_out_for_a_server_that_cannot_constrain(fake: 
     assert questions(fake)[0]["response_format"]["json_schema"]["schema"] == {"type": "object"}
 
 
+@pytest.mark.parametrize("seed", range(90, 96))
+def test_an_answer_that_is_none_is_the_server_s_fault(fake: Path, base: Path, seed: int) -> None:
+    with start(fake, base) as server:
+        model = VllmChat(server, base, None, 2, lambda: None)
+        with pytest.raises(EnvironmentFault, match=r"no completion|without a choice"):
+            ask(model, CHATS[0][:1], seed=seed)
+        model.close()
+
+
+def test_our_own_server_is_asked_past_the_proxy_and_no_redirect_gets_the_key(
+    fake: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with start(fake, base, timeout=20.0) as server:
+        model = VllmChat(server, base, None, 2, lambda: None)
+        assert ask(model, CHATS[0][:1]).text.startswith("says")
+        model.close()
+        assert not VllmServer(server.url.replace("/v1", "/moved/v1"), server.key, "").healthy()
+
+
+def test_a_port_that_speaks_no_http_is_one_sentence() -> None:
+    def greet() -> None:
+        peer, _ = door.accept()
+        peer.sendall(b"SSH-2.0-OpenSSH_9\r\n")
+        peer.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        threading.Thread(target=greet).start()
+        with pytest.raises(ConfigError, match="does not answer /health"):
+            vllm.connect(f"http://127.0.0.1:{door.getsockname()[1]}/v1")
+
+
 def test_base_and_students_are_different_models(fake: Path, base: Path, adapter: Path) -> None:
     with start(fake, base) as server:
         plain, student = (VllmChat(server, base, a, 2, lambda: None) for a in (None, adapter))
@@ -298,6 +340,14 @@ def test_the_engine_of_the_parameters_starts_one_or_asks_a_given_one(
     own = open_model(params, base, adapter)
     assert "distilled-0" in ask(own, CHATS[0][:1]).text
     own.close()
+    quick = change(params, vllm=change(params.vllm, args=("--max-num-seqs", "8", "--swap-space=1")))
+    exact = change(quick, model=change(params.model, dtype="float32"))
+    small = change(params, vllm=change(params.vllm, args=("--quantization", "fp8")))
+    models = [open_model(p, base, adapter) for p in (quick, exact, small)]
+    for model in models:
+        model.close()
+    assert models[0].fingerprint() == own.fingerprint(), "what is only speed plays nothing again"
+    assert len({m.fingerprint() for m in models}) == 3, "another precision is another model"
     with start(fake, base) as server:
         monkeypatch.setenv(vllm.KEY_ENV, server.key)
         given = open_model(change(params, vllm=change(params.vllm, url=server.url)), base, adapter)

@@ -63,22 +63,25 @@ def decide(difference: PairedTest, margin: float, has_champion: bool) -> Decisio
 
 
 @recorded
-def promote(store: Store, name: str, version: str, decision: Decision, who: str, difference: PairedTest) -> None:
-    """Move `champion` to `version`, the challenger that was evaluated; who, when, why and numbers go on the version.
+def promote(store: Store, name: str, played: Aliases, decision: Decision, who: str, difference: PairedTest) -> None:
+    """Move `champion` to the challenger of `played`; who, when, why and numbers go on the version.
 
-    `ConfigError` when the decision refuses, `version` no longer is the challenger, or it already is the champion.
+    `played` are the aliases as they were when the evaluation began, because on a shared server others move them.
+    `ConfigError` when the decision refuses, an alias moved meanwhile, or the challenger already is the champion.
     """
     if not decision.promote:
         raise ConfigError(decision.reason)
-    client = open_client(store)
+    client, version = open_client(store), played.challenger
     current = str(require(client, name, CHALLENGER).version)
-    if current != version:
+    if version is None or current != version:
         raise ConfigError(
             f"The challenger of {name} became version {current} meanwhile; evaluate it and promote again."
         )
     previous = _aliased(client, name, CHAMPION)
     if previous == version:
         raise ConfigError(f"Version {version} of {name} already is the champion.")
+    if previous != played.champion:
+        raise ConfigError(f"The champion of {name} became version {previous} meanwhile; promote again to compare.")
     record = {
         PREVIOUS_TAG: previous or "",  # for people; `rollback` reads the history
         "ragdistill.promoted_by": who,

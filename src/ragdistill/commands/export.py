@@ -8,17 +8,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from msgspec import to_builtins
+
 from ragdistill import progress
 from ragdistill.commands.play import ALIASES, resolve
 from ragdistill.errors import ConfigError
 from ragdistill.files import tree_sha256
 from ragdistill.journal import cache_dir
-from ragdistill.llm import ChatModel, cpu_env
+from ragdistill.llm import ChatModel, cpu_env, engine_of
 from ragdistill.llm.weights import BASE_IDENTITY, adapter_fingerprint, model_fingerprint
 from ragdistill.params import Params, load_params
-from ragdistill.records import Message, SftExample, Trajectory, read_json, read_jsonl
+from ragdistill.records import Message, SftExample, StopReason, Trajectory, read_json, read_jsonl
 from ragdistill.stages.common import (
     BANK,
+    ENGINE,
     EVAL,
     RAW,
     RESULTS,
@@ -34,6 +37,8 @@ from ragdistill.stages.playing import open_model
 from ragdistill.stages.strip import TAUGHT
 
 EXPORTS = Path("exports")
+_ROUNDING = 1e-4
+"""Of a share in `results/metrics.json`."""
 
 
 def export(student: str, out: Path | None, chats: int, dtype: str, quantisation: str, agreement: float) -> int:
@@ -52,15 +57,15 @@ def export(student: str, out: Path | None, chats: int, dtype: str, quantisation:
     from ragdistill.serving.export import Options, Student, export_student
     from ragdistill.serving.parity import Row, as_markdown
 
-    served: list[str] = []
+    served: list[tuple[str, Any]] = []
 
     def serve() -> ChatModel:
         model = open_model(params, base, adapter)
-        served.append(model.fingerprint())
+        served.append((model.fingerprint(), to_builtins(engine_of(model))))
         return model
 
     def card(rows: Sequence[Row], no_gguf: str) -> str:
-        found = _facts(params, base, adapter, run, served[-1])
+        found = _facts(params, base, adapter, run, *served[-1])
         return model_card(Facts(name=name, rows=rows, no_gguf=no_gguf, quantisation=quantisation, **found))
 
     options = Options(dtype=dtype, quantisation=quantisation, agreement=agreement)  # type: ignore[arg-type]
@@ -99,7 +104,7 @@ def _chats(run: str, count: int) -> list[tuple[Message, ...]]:
     return [e.messages for e in read_jsonl(path, SftExample)[:count]]
 
 
-def _facts(params: Params, base: Path, adapter: Path, run: str, served: str) -> dict[str, Any]:
+def _facts(params: Params, base: Path, adapter: Path, run: str, served: str, engine: Any) -> dict[str, Any]:
     """What the card says of origin and quality. Metrics and data are stated only of a student of these very files."""
     from ragdistill.serving.card import licence_of
 
@@ -119,19 +124,26 @@ def _facts(params: Params, base: Path, adapter: Path, run: str, served: str) -> 
     inputs = {"tasks": TASKS, "hints": BANK.parent, "training": SFT, "evaluation": EVAL / run}
     found["data"] = {name: tree_sha256(path) for name, path in inputs.items() if path.is_dir()}
     found["hints"] = dict(Counter(_hints(run.rpartition("-")[0])).most_common())
-    return found | _metrics(run, served)
+    return found | _metrics(run, served, engine)
 
 
-def _metrics(run: str, served: str) -> dict[str, Any]:
-    """The metrics of `run` and, as far as its episodes tell, with which weights and engine they were measured."""
-    episodes, metrics = EVAL / run / "trajectories.jsonl", RESULTS / "metrics.json"
-    if not episodes.is_file() or not metrics.is_file():
+def _metrics(run: str, served: str, engine: Any) -> dict[str, Any]:
+    """The metrics of `run`, if they are those of its episodes and these of its present weights, and how measured."""
+    folder, file = EVAL / run, RESULTS / "metrics.json"
+    episodes = folder / "trajectories.jsonl"
+    if not episodes.is_file() or not file.is_file():
         return {"measured": "it was not evaluated here."}
-    played = {t.model for t in read_jsonl(episodes, Trajectory)}
-    same = (
-        "the weights and engine of this export" if played == {served} else "another engine or build than this export's"
-    )
-    return {"metrics": read_json(metrics), "measured": f"Measured with {same}."}
+    variant, _, seed = run.rpartition("-")
+    played, metrics = list(read_jsonl(episodes, Trajectory)), read_json(file)
+    won = [t.success for t in played if t.stop is not StopReason.INFRA_ERROR]
+    stated = metrics["policies"].get(variant, {}).get("by_seed", {}).get(seed)
+    if not won or stated is None or abs(stated - sum(won) / len(won)) > _ROUNDING:
+        return {"measured": f"{file} is not of its present evaluation; run `dvc repro report` first."}
+    if {t.model for t in played} == {served}:
+        return {"metrics": metrics, "measured": "Measured with the weights and engine of this export."}
+    if read_json(folder / ENGINE) == engine:
+        return {"measured": "it was trained again since its evaluation; run `dvc repro` first."}
+    return {"metrics": metrics, "measured": "Measured with another engine or build than this export's."}
 
 
 def _hints(variant: str) -> Iterator[str]:

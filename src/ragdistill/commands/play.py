@@ -18,7 +18,7 @@ from ragdistill.commands.show import printable, text_width, verdict
 from ragdistill.envs import Checked, Env, make_domain
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.journal import cache_dir
-from ragdistill.llm import ChatModel, Reply, Sampling
+from ragdistill.llm import ChatModel, Reply, Sampling, context_limit
 from ragdistill.params import Params, load_params
 from ragdistill.records import Message, Observation, Task, read_jsonl
 from ragdistill.rollout import NO_ACTION_TEXT, Episode, Setting
@@ -58,6 +58,8 @@ def play(model: str | None, adapter: Path | None, task: str | None, me: bool) ->
             asyncio.run(watch(params, env, chosen, player, domain.fingerprint(), agent_of(params, student)))
     finally:
         env.close()
+        if player is not None:
+            player.close()  # waits for a call under way, which may be paid, and keeps its answer
     return 0
 
 
@@ -164,6 +166,7 @@ class _Heard:
 
     def __init__(self, model: ChatModel, agent: Agent) -> None:
         self._model, self._agent, self._turn = model, agent, 0
+        self.context = context_limit(model)
 
     async def chat(self, messages: Sequence[Message], sampling: Sampling, conversation: str = "") -> Reply:
         reply = await self._model.chat(messages, sampling, conversation)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
+import tempfile
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -54,7 +56,7 @@ def promote(margin: float | None, new_base: bool = False) -> int:
     found = compare(a, b, primary(params), params.report)
     decision = champions.decide(found, margin, has_champion=rival == "champion")
     if decision.promote:
-        champions.promote(store, name, aliases.challenger, decision, _who(), found)
+        champions.promote(store, name, aliases, decision, _who(), found)
     _record({"promote": decision.promote, "reason": decision.reason, "version": aliases.challenger})
     print(decision.reason)
     if decision.promote:
@@ -96,12 +98,24 @@ def fetch_adapter(params: Params, alias: str) -> Path:
     from ragdistill import registry, tracking
 
     store = tracking.store_at(params.track.uri, STORE)
-    fresh = cache_dir("registry", f".{alias}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    registry.download(store, student_name(params), alias, fresh)
-    kept = cache_dir("registry", adapter_fingerprint(fresh))
-    shutil.rmtree(kept, ignore_errors=True)
-    return fresh.rename(kept)
+    root = cache_dir("registry")
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=f".{alias}-") as tmp:  # others may fetch the same at once
+        fresh = registry.download(store, student_name(params), alias, Path(tmp) / "adapter")
+        kept = root / adapter_fingerprint(fresh)
+        if not _intact(kept):
+            shutil.rmtree(kept, ignore_errors=True)
+            with suppress(OSError):  # another process was faster
+                fresh.rename(kept)
+    return kept
+
+
+def _intact(adapter: Path) -> bool:
+    """Whether a directory named after an adapter's content holds it."""
+    try:
+        return adapter_fingerprint(adapter) == adapter.name
+    except OSError:
+        return False
 
 
 def _who() -> str:

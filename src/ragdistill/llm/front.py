@@ -9,7 +9,8 @@ import asyncio
 import queue
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +39,7 @@ class Call:
         prompt, completion = len(self.prompt), len(self.generated)
         computed = prompt - self.reused + completion
         usage = Usage(prompt_tokens=prompt, completion_tokens=completion, computed_tokens=computed)
-        if not self.future.cancelled():
+        with suppress(InvalidStateError):  # it may go at any moment
             self.future.set_result(Reply(text=text, usage=usage, finish=finish))
 
 
@@ -109,5 +110,5 @@ class ThreadedEngine:
             item = self._inbox.get()
             calls = [*calls, item] if isinstance(item, Call) else calls
         for call in calls:
-            if not call.future.done():
+            with suppress(InvalidStateError):
                 call.future.set_exception(fault)

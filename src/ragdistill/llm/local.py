@@ -163,6 +163,8 @@ class LocalEngine(ThreadedEngine):
 
     def _step(self) -> None:
         """One forward pass: a token of each decoding conversation plus prompt chunks of the others."""
+        for call, slot in [(c, s) for c, s in self._running if c.future.cancelled()]:  # nobody waits for it any more
+            self._finish(call, slot, "", "stop")
         work, budget = [], STEP_TOKENS
         for call, slot in self._running:
             pending = len(call.prompt) + len(call.generated) - len(slot.tokens)

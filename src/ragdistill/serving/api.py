@@ -83,7 +83,7 @@ def read_request(raw: bytes, served: str) -> ChatRequest:
     try:
         plain = msgspec.json.decode(raw, type=dict[str, Any])
         request = msgspec.convert(plain, ChatRequest)
-    except msgspec.DecodeError as e:  # also of wrong types
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:  # also of wrong types
         text = str(e)
         place = text.rpartition("at `$.")[2].rstrip("`") if "at `$." in text else None
         raise ApiError(400, f"The body is no valid chat completion request: {text}.", param=place) from None

@@ -74,6 +74,7 @@ def model_card(facts: Facts) -> str:
     )  # fmt: skip
     env.filters["text"] = escape
     metrics = facts.metrics
+    alone = not metrics or len(metrics["seeds"]) < 2
     policy = facts.run.rpartition("-")[0]
     pairs = [p for p in order_pairs(metrics["paired"]) if p.startswith(f"{policy}-")] if metrics else []
     return env.get_template("card.md.j2").render(
@@ -82,11 +83,21 @@ def model_card(facts: Facts) -> str:
         policy=policy,
         policies=[p for p in ("base", "rag", policy) if metrics and p in metrics["policies"]],
         pairs=pairs,
+        alone=alone,
+        own={} if metrics is None else _own(metrics, facts.run),
+        own_primary={} if metrics is None else _own(metrics["primary"], facts.run),
         percent=percent,
         points=points,
         p_value=p_value,
         parity=as_markdown(facts.rows),
     )
+
+
+def _own(metrics: Mapping[str, Any], run: str) -> dict[str, Any]:
+    """Success of `run` alone and its n, where `metrics` hold the mean over trainings beside it; {} without."""
+    policy, _, seed = run.rpartition("-")
+    row = metrics["policies"].get(policy, {})
+    return {"success": row["by_seed"][seed], "n": row["n"]} if seed in row.get("by_seed", {}) else {}
 
 
 def _header(facts: Facts, policy: str) -> str:
@@ -95,7 +106,8 @@ def _header(facts: Facts, policy: str) -> str:
 
     results = []
     if facts.metrics and policy in facts.metrics["policies"]:
-        row, m = facts.metrics["policies"][policy], facts.metrics
+        m = facts.metrics
+        row = _own(m, facts.run)
         results = [
             EvalResult(
                 task_type="text-generation", dataset_type=m["env"], dataset_name=f"{m['env']} ({m['split']})",

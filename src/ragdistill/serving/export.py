@@ -18,7 +18,7 @@ from ragdistill.files import write_atomic
 from ragdistill.llm import ChatModel
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
 from ragdistill.progress import bar
-from ragdistill.records import write_json
+from ragdistill.records import read_json, write_json
 from ragdistill.serving import parity
 from ragdistill.serving.parity import Chat, Row
 
@@ -103,6 +103,11 @@ def _write_gguf(student: Student, dest: Path, quantisation: str, cache: Path) ->
     """The GGUF file, or None and why this model has none."""
     from gguf.quants import QuantError
 
+    if not _splits_as_gguf_says(student.base):
+        return (
+            None,
+            "its tokenizer splits text in a way that the file could not state, so that engines would misread it.",
+        )
     try:
         made = export_gguf(student.base, student.adapter, cache, quantisation)
     except (ConfigError, QuantError) as e:
@@ -111,6 +116,18 @@ def _write_gguf(student: Student, dest: Path, quantisation: str, cache: Path) ->
     path = dest / f"{student.name}-{quantisation}.gguf"
     shutil.copyfile(made, path)  # no link: whoever edits the export must not change the cache
     return path, ""
+
+
+def _splits_as_gguf_says(base: Path) -> bool:
+    """Whether text is cut as `export_gguf` writes down: GPT-2's way, digits one by one.
+
+    No comparison here would show it, because they all send token ids.
+    """
+    path = base / "tokenizer.json"
+    cut = (read_json(path).get("pre_tokenizer") if path.is_file() else None) or {}
+    *first, last = cut.get("pretokenizers") or [cut]
+    digits = all(p["type"] == "Digits" and p["individual_digits"] for p in first)
+    return digits and last.get("type") == "ByteLevel" and last.get("use_regex", True)
 
 
 def _compare(

@@ -144,7 +144,7 @@ def run(model: ChatModel, name: str, host: str, port: int, concurrency: int, rea
         raise ConfigError(f"{host} can be reached by others; set {KEY_ENV} to a key that clients must send.")
     with _bound(host, port) as sock:
         where = sock.getsockname()[:2]
-        app = ChatServer(model, name, concurrency, key).app(_HERE if local else ["*"])
+        app = ChatServer(model, name, concurrency, key).app([*_HERE, host] if local else ["*"])
         config = uvicorn.Config(
             app, log_level="error", access_log=False, lifespan="off", timeout_graceful_shutdown=GRACE
         )

@@ -8,6 +8,7 @@ process, however that ends: it hangs on a pipe. This module knows no chat and im
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import secrets
@@ -20,6 +21,7 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ragdistill.errors import ConfigError, EnvironmentFault
 from ragdistill.llm.keys import clean, read_key
@@ -36,9 +38,26 @@ _TAIL = 3
 """Lines of its log that an error repeats."""
 _TIMEOUT = 120.0
 """Seconds a request may take that computes nothing."""
+_ONLY_SPEED = {
+    "--gpu-memory-utilization", "--cpu-offload-gb", "--swap-space", "--max-num-seqs", "--max-num-batched-tokens",
+    "--max-loras", "--max-cpu-loras", "--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp",
+    "--data-parallel-size", "-dp", "--api-server-count", "--uvicorn-log-level", "--disable-log-stats",
+}  # fmt: skip
+"""Arguments that decide how fast it answers, and how much fits; what any other changes is not known here."""
 _ENTRY = "vllm.entrypoints.openai.api_server"
 _LEASH = 'exec 3<&0; "$@" </dev/null & p=$!; { cat <&3 >/dev/null; kill -TERM 0; } & wait $p'
 """Shell that runs the server and ends its whole process group when our end of the pipe closes."""
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the key is meant for the address that was given."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Nowhere; the answer is then an error."""
+
+
+_ABROAD = urllib.request.build_opener(_Stay)
+_DIRECT = urllib.request.build_opener(_Stay, urllib.request.ProxyHandler({}))
 
 
 class VllmServer:
@@ -120,13 +139,30 @@ class VllmServer:
         data = json.dumps(body).encode() if body else None
         request = urllib.request.Request(url, data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+            opener = _DIRECT if on_this_machine(url) else _ABROAD
+            with opener.open(request, timeout=_TIMEOUT) as response:
                 return response.read()
         except urllib.error.HTTPError as e:
             said = clean(e.read(2000).decode("utf-8", "replace"), self.key)
             raise EnvironmentFault(f"vLLM refused {method} {url} (HTTP {e.code}: {said}).") from None
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, http.client.HTTPException) as e:
             raise EnvironmentFault(f"vLLM at {url} does not answer ({e}); see its log.") from None
+
+
+def on_this_machine(url: str) -> bool:
+    """Whether `url` is this machine's own, which no proxy of the environment can reach."""
+    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+
+
+def deciding(args: Sequence[str]) -> list[str]:
+    """Those of vLLM's arguments that may decide what it answers, with their values."""
+    kept, speed = [], False
+    for arg in args:
+        if arg.startswith("-"):
+            speed = arg.replace("_", "-").partition("=")[0] in _ONLY_SPEED
+        if not speed:
+            kept.append(arg)
+    return kept
 
 
 def interpreter(given: str | None) -> Path:

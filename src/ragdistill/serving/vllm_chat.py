@@ -20,12 +20,13 @@ from ragdistill.llm.keys import clean, hide
 from ragdistill.llm.weights import MAX_CONTEXT, adapter_fingerprint, context_of, model_fingerprint
 from ragdistill.llm.wire import NO_SCHEMAS, response_format
 from ragdistill.records import Message, Usage, digest
-from ragdistill.serving.vllm import VllmServer
+from ragdistill.serving.vllm import VllmServer, deciding, on_this_machine
 
 VERSION = 1
 """Part of the fingerprint; bumped when a change alters outputs."""
 NO_FORMS = (*NO_SCHEMAS, "structured", "grammar")
 """In the words of a vLLM that has no backend for a schema, or for this one."""
+_NO_COMPLETION = "vLLM answered with something that is no completion; see its log."
 _DEADLINE = 600.0
 """Seconds one call may take."""
 
@@ -41,22 +42,30 @@ class VllmChat:
         max_batch: int,
         on_close: Callable[[], None],
         max_context: int = MAX_CONTEXT,
+        args: Sequence[str] = (),
     ) -> None:
         """`on_close` is called by `close`: a caller that started the server for this model alone stops it there.
 
         The server has to hold `max_context` tokens a conversation, or what the base was made for if that is less.
+        `args` are the arguments it was started with: those that decide what it answers, such as its precision, are part
+        of the fingerprint.
         `IdentityError` for an adapter of another base. A server that was given by address is trusted to hold `base`.
         """
-        from openai import OpenAI
+        from openai import DefaultHttpxClient, OpenAI
 
         self._name = server.load(base, adapter) if adapter else server.base_name
         self._format, self.context = ChatFormat(load_tokenizer(base)), context_of(base, max_context)
         parts = [model_fingerprint(base), adapter_fingerprint(adapter) if adapter else ""]
         version = server.version()
-        self._fingerprint = digest("vllm", *parts, version, str(context_of(base, MAX_CONTEXT)), str(VERSION))
+        self._fingerprint = digest(
+            "vllm", *parts, version, str(context_of(base, MAX_CONTEXT)), str(VERSION), *deciding(args)
+        )
         self.engine = Engine(name="vLLM", version=version)
         self._key, self._schemas = server.key, True
-        self._client = OpenAI(base_url=server.url, api_key=server.key or "none", timeout=_DEADLINE, max_retries=2)
+        self._client = OpenAI(
+            base_url=server.url, api_key=server.key or "none", timeout=_DEADLINE, max_retries=2,
+            http_client=DefaultHttpxClient(trust_env=not on_this_machine(server.url), follow_redirects=False),
+        )  # fmt: skip
         self._threads = ThreadPoolExecutor(max_batch, "ragdistill-vllm")
         self._on_close = on_close
 
@@ -86,15 +95,24 @@ class VllmChat:
                 return self._ask(prompt, sampling)
             said = clean(str(e), self._key)
             raise EnvironmentFault(f"vLLM failed to answer ({type(e).__name__}: {said}); see its log.") from None
+        except ValueError:  # JSON that was cut off
+            raise EnvironmentFault(_NO_COMPLETION) from None
+        try:
+            return self._read(got, len(prompt), room, sampling.max_tokens)
+        except (AttributeError, IndexError, TypeError):  # the client checks no types: a page of HTML comes as a string
+            raise EnvironmentFault(_NO_COMPLETION) from None
+
+    def _read(self, got: Any, prompted: int, room: int, most: int) -> Reply:
+        """The reply in `got`, an answer to `prompted` tokens; `room` and `most` are what context and caller allowed."""
         if not got.choices or got.usage is None:
             raise EnvironmentFault("vLLM answered without a choice or without usage; see its log.")
         details = got.usage.prompt_tokens_details
         cached = (details.cached_tokens if details else 0) or 0
         count = got.usage.completion_tokens
         usage = Usage(
-            prompt_tokens=len(prompt), completion_tokens=count, computed_tokens=len(prompt) - cached + count
+            prompt_tokens=prompted, completion_tokens=count, computed_tokens=prompted - cached + count
         )  # fmt: skip
-        full = got.choices[0].finish_reason == "length" and count >= room and room < sampling.max_tokens
+        full = got.choices[0].finish_reason == "length" and count >= room and room < most
         finish = "context" if full else "length" if got.choices[0].finish_reason == "length" else "stop"
         return Reply(text=hide(got.choices[0].text, self._key), usage=usage, finish=finish)
 

@@ -93,15 +93,16 @@ def _vllm(params: Params, directory: Path, adapter: Path | None, context: int) -
     from ragdistill.serving import vllm
     from ragdistill.serving.vllm_chat import VllmChat
 
-    given = params.vllm
+    given, dtype = params.vllm, params.model.dtype
+    args = [*(() if dtype == "auto" else ("--dtype", dtype)), *given.args]
     if given.url:
-        server = vllm.connect(given.url)
+        server, args = vllm.connect(given.url), []
     else:
         python, log = vllm.interpreter(given.python), cache_dir("vllm", "server.log")
         room, adapters = context_of(directory, context), [adapter] if adapter else []
-        server = vllm.start(python, directory, adapters, log, room, given.start_timeout, given.args)
+        server = vllm.start(python, directory, adapters, log, room, given.start_timeout, args)
     try:
-        return VllmChat(server, directory, adapter, params.model.concurrency, server.stop, context)
+        return VllmChat(server, directory, adapter, params.model.concurrency, server.stop, context, args)
     except BaseException:
         server.stop()
         raise
