@@ -1,6 +1,6 @@
 """Environment-bound episodes per second with 1, 2, 4 … workers: processes of this machine, and actors of a Ray cluster.
 
-    python benchmarks/ray_scaling.py [--workers 1,2,4] [--rounds 5] [--address local]
+    python benchmarks/ray_scaling.py [--workers 1,2] [--rounds 5] [--address local]
 
 The workload is what scales: a script in place of the model, and episodes of few steps, so that nearly all the time goes
 into loading real ALFWorld games (translated before, as in a second attempt). Rounds of all sizes take turns, so that

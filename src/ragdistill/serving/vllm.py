@@ -52,7 +52,7 @@ _LEASH = 'exec 3<&0; "$@" </dev/null & p=$!; { cat <&3 >/dev/null; kill -TERM 0;
 class _Stay(urllib.request.HTTPRedirectHandler):
     """Follows no redirect: the key is meant for the address that was given."""
 
-    def redirect_request(self, *_: Any) -> None:
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
         """Nowhere; the answer is then an error."""
 
 
