@@ -166,6 +166,7 @@ def test_parameters_cannot_be_changed_by_a_stage() -> None:
         ("track.uri", "http://host:port", "track.uri is no http"),
         ("ray.address", "host:1\n", r"ray\.address"),
         ("endpoint.api_key_env", "sk-secret", r"endpoint\.api_key_env"),
+        ("endpoint.api_key_env", "gsk_secret0123456789", r"endpoint\.api_key_env"),
     ],
 )
 def test_values_that_are_wrong_together_fail_before_anything_runs(key: str, value: object, says: str) -> None:
