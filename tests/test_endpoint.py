@@ -78,11 +78,13 @@ def test_usage_is_the_server_s_and_cached_tokens_are_not_computed(tmp_path: Path
     assert server.keys == [f"Bearer {KEY}"]
 
 
-def test_a_server_that_reports_no_usage_is_counted_high(tmp_path: Path) -> None:
-    with serving(then([], Act(usage=None))) as server:
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": 5, "total_tokens": 5}, {"prompt_tokens": -1}], ids=str)
+def test_a_server_that_reports_no_usage_is_counted_high(tmp_path: Path, usage: Any) -> None:
+    with serving(then([], Act(usage=usage))) as server:
         model = opened(tmp_path, server.url)
         reply = told(ask(model, [0])[0])
         model.close()
+    assert reply.finish == "stop", "nothing is wrong with what it says"
     assert reply.usage.prompt_tokens == model.count_tokens(question(0)) > 10
     assert reply.usage.completion_tokens > 5
     assert model.account.money == model.account.unsure_money == pytest.approx(worst(0))
@@ -140,8 +142,10 @@ def test_a_bill_that_is_not_told_cannot_exceed_the_budget(tmp_path: Path, usage:
         (Act("body", body={}), "error", "empty reply: no choices"),
         (Act("body", body=[1, 2]), "error", "malformed reply"),
         (Act("body", body={"choices": [{"message": {"content": 7}}]}), "error", "malformed reply"),
-        (Act("body", body={"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": -1}}), "error",
-         "malformed reply"),
+        (Act("raw", text='{"choices": [{"message": {"content": "Thought \\ud83d"}, "finish_reason": "length"}]}'),
+         "length", "Thought ?"),
+        (Act("raw", text='{"choices": [{"message": {"content": "x"}, "logprobs": NaN, "finish_reason": "stop"}]}'),
+         "stop", "x"),
         (Act("raw", text='{"choices": [], "x": ' + "[" * 5000 + "]" * 5000 + "}"), "error", "malformed reply: nested"),
         (Act("body", body={"choices": [{"message": {"refusal": "I will not."}, "finish_reason": "stop"}]}), "error",
          "refusal: I will not."),
@@ -149,6 +153,12 @@ def test_a_bill_that_is_not_told_cannot_exceed_the_budget(tmp_path: Path, usage:
          "malformed reply: a tool call"),
         (Act("status", status=400, body={"error": {"message": "m", "code": "context_length_exceeded"}}), "context", ""),
         (Act("status", status=400, body={"error": {"message": "m", "code": "content_filter"}}), "error", "refusal: m"),
+        (Act("status", status=400, body={"error": {"message": "m", "code": "data_inspection_failed"}}), "error",
+         "refusal: m"),
+        (Act("status", status=400, body={"error": {"message": "Content Exists Risk"}}), "error", "refusal: Content"),
+        (Act("status", status=422, body={"error": "`inputs` tokens + `max_new_tokens` must be <= 4096"}), "context",
+         ""),
+        (Act("status", status=400, body={"detail": "x" * 300 + " maximum context length is 4096"}), "context", ""),
     ],
     ids=lambda x: str(x)[:40],
 )  # fmt: skip
@@ -164,8 +174,10 @@ def test_every_answer_is_an_outcome_with_a_reason_and_is_asked_for_once(
         assert len(server.bodies) == 1
 
 
+BILLING = {"error": {"code": 429, "message": "You exceeded your quota, please check your plan and billing details."}}
 FAULTS = {
     "429 storm with Retry-After": [STORM] * 3,
+    "429s that speak of billing": [Act("status", status=429, body=body) for body in (BILLING, [BILLING])],
     "500s": [Act("status", status=500)] * 3,
     "503 with an HTML page": [Act("status", status=503)] * 2,
     "a gateway's 502s and 504s": [Act("status", status=502), Act("status", status=504)],
@@ -192,7 +204,7 @@ def test_a_fault_that_passes_loses_nothing_and_pays_each_answer_once(tmp_path: P
     assert again.account.replayed_calls == 8 and again.account.paid_calls == 0 and again.account.money == 0
     assert model.account.paid_calls == 8
     assert model.account.failed_attempts == len(FAULTS[fault])
-    refused = fault in ("429 storm with Retry-After", "500s", "503 with an HTML page")
+    refused = fault.startswith("429") or fault in ("500s", "503 with an HTML page")
     assert (model.account.unsure_money == 0) == refused, "all others may have been computed, and billed"
 
 
@@ -235,7 +247,10 @@ def test_retry_after_is_honoured_by_every_call(tmp_path: Path) -> None:
     assert len(server.answered) == 20
 
 
-@pytest.mark.parametrize("asked", ["0", "Thu, 01 Jan 2026 00:00:00 GMT", "0.001"])
+LATE = f"Thu, 01 Jan 2026 00:00:00 +{'9' * 20}"
+
+
+@pytest.mark.parametrize("asked", ["0", "Thu, 01 Jan 2026 00:00:00 GMT", "0.001", LATE])
 def test_a_server_that_asks_for_no_wait_is_given_growing_ones(tmp_path: Path, asked: str) -> None:
     with serving(then([], Act("status", status=503, headers={"retry-after": asked}))) as server:
         model = opened(tmp_path, server.url)
@@ -382,6 +397,23 @@ def test_a_call_that_ends_as_nobody_foresaw_counts_at_its_worst_and_holds_up_no_
     assert isinstance(second, BudgetError)
 
 
+def test_a_reply_is_kept_if_nobody_settles_it_and_settled_if_nobody_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise RuntimeError("killed")
+
+    with serving(then([])) as server:
+        unsettled, again, unkept = (opened(tmp_path, server.url) for _ in range(3))
+        monkeypatch.setattr(unsettled._ledger, "settle", killed)
+        monkeypatch.setattr(unkept._journal, "put", killed)
+        assert isinstance(ask(unsettled, [0])[0], RuntimeError) and told(ask(again, [0])[0]).finish == "stop"
+        assert len(server.bodies) == 1, "it is not paid twice"
+        assert isinstance(ask(unkept, [1])[0], RuntimeError) and unkept.account.paid_calls == 1
+        for model in (unsettled, again, unkept):
+            model.close()
+
+
 def texts(tmp: Path) -> dict[Path, bytes]:
     return {p: p.read_bytes() for p in tmp.rglob("*") if p.is_file()}
 
@@ -416,7 +448,7 @@ def test_the_key_reaches_no_file_log_repr_or_message(
         assert KEY not in place
 
 
-@pytest.mark.parametrize("value", ["", "  ", "two words", "käse", "a\nb"])
+@pytest.mark.parametrize("value", ["", "  ", "two words", "käse", "a\nb", "drawer7"])
 def test_a_variable_without_a_key_is_named_and_its_value_is_not(
     tmp_path: Path, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,9 +485,18 @@ SCHEMA = (
 )
 
 
-def test_a_schema_is_sent_and_left_out_for_a_server_that_knows_none(tmp_path: Path) -> None:
+NO_SCHEMAS = {"message": "response_format json_schema is not supported"}
+EXTRA = {"type": "extra_forbidden", "loc": ["body", "response_format"], "msg": "Extra inputs are not permitted"}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"error": NO_SCHEMAS}, NO_SCHEMAS, [{"error": NO_SCHEMAS}], {"error": NO_SCHEMAS["message"]}, {"detail": [EXTRA]}],
+    ids=["OpenAI", "flat", "list", "text", "FastAPI"],
+)
+def test_a_schema_is_sent_and_left_out_for_a_server_that_knows_none(tmp_path: Path, said: Any) -> None:
     bound = msgspec.structs.replace(GREEDY, schema=SCHEMA)
-    refusal = Act("status", status=400, body={"error": {"message": "response_format json_schema is not supported"}})
+    refusal = Act("status", status=400, body=said)
     with serving(then([], Act())) as server:
         model = opened(tmp_path / "a", server.url)
         assert all(told(r).finish == "stop" for r in ask(model, [0], bound) + ask(model, [1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from ragdistill.commands import estimate as command
 from ragdistill.commands.costs import REPAIRED, Row, Speeds, episode, size, stages
 from ragdistill.commands.estimate import estimate, here, measured
 from ragdistill.errors import ConfigError
+from ragdistill.llm.ledger import Ledger
 from ragdistill.params import Params, convert_params
-from ragdistill.records import write_json
+from ragdistill.records import Usage, write_json
 from ragdistill.timing import Timing
 from tests.test_params import changed
 
@@ -180,16 +182,68 @@ def test_the_size_is_read_from_the_model_s_name(name: str, billions: float) -> N
     assert size(name) == pytest.approx(billions)
 
 
+def write_run(ran: Params, reported: str = "1") -> None:
+    """What a run leaves in the working directory: its metrics, and dvc.lock, which says what they are of."""
+    raw, path = params_raw(ran), "data/rollouts.jsonl"
+    report = {"deps": [{"path": path, "md5": reported}]}
+    read = {name: raw[name] for name in ("env", "agent", "model")} | {"endpoint.model": raw["endpoint"]["model"]}
+    rollouts = {"params": {"params.yaml": read}, "outs": [{"path": path, "md5": "1"}]}
+    write_json(Path("dvc.lock"), {"stages": {"rollouts": rollouts, "report": report}})
+    write_json(Path("results/metrics.json"), FOUND)
+    write_json(Path("results/timing.json"), {"rollouts": Timing(seconds=360.0, work=192, cold=360.0)})
+
+
 def test_measurements_of_another_model_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert measured(params()) is None
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    write_json(tmp_path / "results/metrics.json", FOUND)
-    assert measured(params()) == FOUND
-    assert measured(params(model__base="other")) is None
-    assert measured(params(model__teacher="endpoint")) is None
-    assert measured(params(agent__name="stateact")) is None
-    assert measured(params(agent__examples=2)) is None
+    write_run(params())
+    assert measured(params()) == measured(params(env__max_steps=50)) == FOUND
+    for change in (
+        {"model__base": "other"}, {"model__teacher": "endpoint"}, {"agent__name": "stateact"}, {"agent__examples": 2},
+        {"env__max_steps": 9}, {"env__name": "webshop"},
+    ):  # fmt: skip
+        assert measured(params(**change)) is None, change
+    write_run(params(), reported="2")
+    assert measured(params()) is None, "the rollouts are newer than the report"
+    (tmp_path / "dvc.lock").write_text("stages: [cut")
+    assert measured(params()) is None
+
+
+def test_a_profile_is_estimated_alike_before_and_after_it_is_written_into_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, project = "paper-alfworld-14b-react", tmp_path / "params.yaml"
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    shutil.copy(ROOT / "params.yaml", project)
+    monkeypatch.chdir(tmp_path)
+    write_run(params())
+    assert estimate(None, project, SPEEDS) == 0
+    own = capsys.readouterr().out
+    told = [line.partition(": ")[0] for line in own.splitlines() if "(measured, results" in line]
+    assert told == ["- an episode"] and own.count(" here ") == 1, "no rag row was measured, nor another stage's time"
+    estimate(name, project, SPEEDS)
+    before = capsys.readouterr().out.splitlines()
+    profiles.apply(name, project)
+    estimate(None, project, SPEEDS)
+    assert capsys.readouterr().out.splitlines()[1:] == before[1:]
+
+
+def test_what_is_spent_already_counts_against_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAGDISTILL_CACHE", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    name = "paper-alfworld-14b-react"
+    e = profiles.overlaid(name).endpoint
+    estimate(name, Path("params.yaml"), SPEEDS)
+    assert "may stop this" not in capsys.readouterr().out
+    ledger = Ledger(tmp_path / "ledger.jsonl", "hints", e.model, e.prices, None, e.currency)
+    ticket = ledger.reserve(0, 10**6)
+    assert ticket and e.budget
+    tokens = int((e.budget - 0.5) / e.prices.completion * 1e6)
+    ledger.settle(ticket, Usage(prompt_tokens=0, completion_tokens=tokens, computed_tokens=tokens))
+    estimate(name, Path("params.yaml"), SPEEDS)
+    assert f"and {e.budget - 0.5:.2f} are spent already" in capsys.readouterr().out
 
 
 def test_another_file_is_estimated_with_every_assumption(
@@ -208,13 +262,39 @@ def test_another_file_is_estimated_with_every_assumption(
         estimate(None, tmp_path / "big.yaml", Speeds(0, 1, 1, 1, 0))
 
 
-def test_only_times_of_cold_runs_stand_for_the_work() -> None:
+def test_only_times_of_cold_runs_stand_for_the_work_and_in_proportion_to_it() -> None:
     """A replay of 480 episodes takes seconds; an estimate from it would promise that playing them does."""
-    rows = [Row("rollouts", "GPU", hours=9.0, gpu_hours=9.0, most=3.0), Row("teach@hints", "GPU", hours=9.0)]
+    rows = [
+        Row("rollouts", "GPU", hours=9.0, gpu_hours=9.0, most=3.0, work=960),
+        Row("teach@hints", "GPU", hours=9.0, work=240),
+        Row("hints", "GPU", hours=9.0),
+    ]
     timing = {
         "rollouts": Timing(seconds=8.0, replayed=1.0, work=480, cold=1800.0),
         "teach@hints": Timing(seconds=7.0, replayed=1.0, work=240),
+        "hints": Timing(seconds=0.1, cold=0.1),
     }
-    first, second = here(rows, timing)
-    assert (first.where, first.hours, first.gpu_hours, first.most) == ("here", 0.5, 0.0, 0.0)
-    assert second == rows[1]
+    first, *others = here(rows, timing)
+    assert (first.where, first.hours, first.gpu_hours, first.most) == ("here", 1.0, 0.0, 0.0)
+    assert others == rows[1:]
+
+
+def test_students_learn_from_what_was_won_by_those_they_learn_from() -> None:
+    plays = dict.fromkeys(("steps", "tokens_billed", "tokens_completion", "tokens_computed"), 10)
+    found = {"policies": {"base": plays | {"success": 0.25}, "rag": plays | {"success": 0.75}}}
+
+    def steps(**change: Any) -> dict[str, float]:
+        p = params(
+            tasks__train=160, rollouts__attempts=2, teach__variants=["hints", "retry"],
+            sft__variants=["sft", "distilled", "sft_retry"], **change,
+        )  # fmt: skip
+        every = rows(p, found)
+        return {name: every[f"sft@{name}-0"].work / p.sft.lora.epochs * p.sft.lora.batch for name in p.sft.variants}
+
+    assert steps() == {"sft": 40, "distilled": 120, "sft_retry": 40}
+    strip = params_raw(params())["strip"] | {"per_task": 9}
+    assert steps(strip=strip) == {"sft": 80, "distilled": 360, "sft_retry": 120}
+    assert steps(strip=strip, sft__include_base_successes=False)["distilled"] == 120
+    p = params(tasks__train=160, rollouts__attempts=2, teach__tasks="failures", model__base="x-14b")
+    assert rows(p, found)["teach@hints"].calls == 160 * (1 - 0.25**2) * 10, "those that some attempt failed"
+    assert steps(teach__tasks="failures", sft__include_base_successes=False)["distilled"] == 120, "of 112.5"

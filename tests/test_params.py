@@ -104,6 +104,7 @@ def test_students_that_a_served_model_could_not_play_are_refused_before_anything
     with pytest.raises(ConfigError, match=r"model\.engine is endpoint, but .*sft\.variants.*model\.teacher: endpoint"):
         convert_params(raw)
     raw["sft"]["variants"] = []
+    raw["evaluate"]["policies"] = ["base"]
     convert_params(raw)
     convert_params(changed("model.teacher", "endpoint"))
 
@@ -166,6 +167,7 @@ def test_parameters_cannot_be_changed_by_a_stage() -> None:
         ("track.uri", "http://host:port", "track.uri is no http"),
         ("ray.address", "host:1\n", r"ray\.address"),
         ("endpoint.api_key_env", "sk-secret", r"endpoint\.api_key_env"),
+        ("endpoint.api_key_env", "gsk_secret0123456789", r"endpoint\.api_key_env"),
     ],
 )
 def test_values_that_are_wrong_together_fail_before_anything_runs(key: str, value: object, says: str) -> None:
@@ -188,13 +190,20 @@ def test_values_that_are_wrong_together_fail_before_anything_runs(key: str, valu
         ({"coldstart.enabled": False, "hints.ranker_model": "endpoint", "hints.ranker": "llm"}, None),
     ],
 )
-def test_a_server_of_one_base_is_never_asked_for_other_weights(change: dict[str, object], says: str | None) -> None:
-    raw = changed("model.engine", "vllm")
-    for key, value in {"vllm.url": "http://h:1/v1", **change}.items():
+@pytest.mark.parametrize(
+    ("engine", "why"),
+    [("vllm", "vllm.url serves one base"), ("endpoint", "model.engine is endpoint.*answered by endpoint.model")],
+)
+def test_a_server_of_one_model_is_never_asked_for_others(
+    change: dict[str, object], says: str | None, engine: str, why: str
+) -> None:
+    raw = changed("model.engine", engine)
+    for key, value in {"vllm.url": "http://h:1/v1", "sft.variants": [], **change}.items():
         *sections, last = key.split(".")
         reduce(lambda section, name: section[name], sections, raw)[last] = value
     if says is None:
         convert_params(raw)
     else:
-        with pytest.raises(ConfigError, match=f"vllm.url serves one base.*{says}"):
+        with pytest.raises(ConfigError, match=why) as caught:
             convert_params(raw)
+        assert says in str(caught.value)

@@ -64,7 +64,7 @@ def served(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         override(tmp_path / "params.yaml", [
             "model.engine=endpoint", f"endpoint.base_url={url}", "endpoint.model=base", "endpoint.api_key_env=null",
             "endpoint.budget=null", "endpoint.tokenizer=models/base", "endpoint.max_concurrency=1",
-            "hints.extractor=llm", "hints.llm.mode=single", "sft.variants=[]",
+            "hints.extractor=llm", "hints.llm.mode=single", "sft.variants=[]", "evaluate.policies=[base]",
         ])  # fmt: skip
         yield load_params()
     finally:

@@ -107,6 +107,11 @@ def _servers(p: Params) -> Iterator[str]:
         )
     if p.model.engine == "vllm" and p.vllm.url and p.model.dtype != "auto":
         yield "vllm.url serves in the precision it was started with; set model.dtype: auto, or vllm.url: null."
+    if p.model.engine == "endpoint" and (others := list(_other_weights(p))):
+        yield (
+            f"model.engine is endpoint, and {', '.join(others)} would be answered by endpoint.model all the same; take "
+            "that out, or set model.engine: auto or vllm."
+        )
     if any(_holds_secret(arg) for arg in p.vllm.args):
         yield "vllm.args holds a secret; take it out: a server that is started gets a fresh key by itself."
     if p.track.uri not in (None, "env") and (fault := address_fault(p.track.uri)):

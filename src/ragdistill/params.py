@@ -76,7 +76,7 @@ class PriceParams(Section, frozen=True):
 class EndpointParams(Section, frozen=True):
     base_url: str
     model: str
-    api_key_env: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\Z")] | None
+    api_key_env: Annotated[str, msgspec.Meta(pattern=r"\A[A-Z_][A-Z0-9_]*\Z")] | None
     tokenizer: str | None
     deadline: PositiveFloat
     retries: NonNegative

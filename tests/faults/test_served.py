@@ -46,7 +46,7 @@ def served_project(small: Path, where: Path, server: Seen, *overrides: str) -> P
     override(project / "params.yaml", [
         "model.engine=endpoint", f"endpoint.base_url={server.url}", "endpoint.model=player", "endpoint.budget=null",
         "endpoint.api_key_env=TEST_KEY", "endpoint.deadline=20", "endpoint.max_concurrency=8", "rollouts.attempts=1",
-        "sft.variants=[]", PRICES, *overrides,
+        "sft.variants=[]", "evaluate.policies=[base, rag]", PRICES, *overrides,
     ])  # fmt: skip
     return project
 

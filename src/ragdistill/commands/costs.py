@@ -6,6 +6,7 @@ assumed is a constant here. Reads no file of the project, asks no server.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -82,6 +83,8 @@ class Row:
     """Money when every repeated prefix is cached."""
     hours: float = 0.0
     gpu_hours: float = 0.0
+    work: float = 0.0
+    """Episodes or optimiser steps, as `timing` counts them; 0: not known."""
 
 
 def cell(p: Params) -> str:
@@ -117,7 +120,7 @@ def stages(p: Params, metrics: Mapping[str, Any] | None, speeds: Speeds) -> Iter
     player, teacher = asked(p, None), asked(p, p.model.teacher)
     example = base.computed + base.completion
     if p.coldstart.enabled:
-        yield training("coldstart", p.coldstart.demos * example, p.coldstart.lora, p, speeds)
+        yield training("coldstart", p.coldstart.demos, example, p.coldstart.lora, p, speeds)
     each_task = attempts(p)
     tried = p.tasks.train * each_task
     yield playing("rollouts", tried, base, teacher, p, speeds)
@@ -127,17 +130,34 @@ def stages(p: Params, metrics: Mapping[str, Any] | None, speeds: Speeds) -> Iter
         types = TYPES.get(p.env.name, 1)
         each = types * min(p.lift.tasks, p.tasks.train / types) * p.lift.attempts
         yield playing("lift", each * (1 + p.lift.hints), base, teacher, p, speeds)
-    taught = p.tasks.train if p.teach.tasks == "all" else p.tasks.train * (1 - base.success) ** each_task
+    taught = p.tasks.train if p.teach.tasks == "all" else p.tasks.train * (1 - base.success**each_task)
     for variant in p.teach.variants:
         play = base if variant == "retry" else hinted
         episodes = taught * p.teach.attempts
         yield playing(f"teach@{variant}", episodes, play, teacher, p, speeds)
         yield from choosing(f"teach@{variant}", episodes if variant == "hints" else 0, teacher, p, speeds)
     for variant in p.sft.variants:
-        won = min(p.strip.per_task, each_task) * p.tasks.train * (base.success + hinted.success) / 2
+        won = examples(variant, taught, base, hinted, p)
         for seed in p.sft.seeds:
-            yield training(f"sft@{variant}-{seed}", won * example, p.sft.lora, p, speeds)
+            yield training(f"sft@{variant}-{seed}", won, example, p.sft.lora, p, speeds)
     yield from evaluating(p, base, hinted, player, speeds)
+
+
+def examples(variant: str, taught: float, base: Play, hinted: Play, p: Params) -> float:
+    """How many examples a student learns from, as `strip` takes them: `strip.per_task` at most of each task.
+
+    A task that some attempt wins is taken to be won by all: chances differ between tasks, hardly between attempts.
+    `taught`: tasks that are played again.
+    """
+    each, again, tasks = attempts(p), p.teach.attempts, p.tasks.train
+
+    def kept(tries: int) -> int:
+        return min(p.strip.per_task, tries)
+
+    if variant in ("sft", "sft_retry"):
+        return tasks * base.success * kept(each + (again if variant == "sft_retry" else 0))
+    own = each if p.sft.include_base_successes else 0
+    return taught * hinted.success * kept(again + own) + (tasks - taught) * kept(own)
 
 
 def asked(p: Params, model: str | None) -> str:
@@ -185,8 +205,9 @@ def choosing(stage: str, episodes: float, model: str, p: Params, speeds: Speeds)
 def playing(stage: str, episodes: float, play: Play, model: str, p: Params, speeds: Speeds) -> Row:
     """A stage of `episodes` episodes, on an endpoint or on the local engine."""
     row = Row(
-        stage, "", episodes * play.steps, episodes * play.prompt, episodes * play.computed, episodes * play.completion
-    )
+        stage, "", episodes * play.steps, episodes * play.prompt, episodes * play.computed, episodes * play.completion,
+        work=episodes,
+    )  # fmt: skip
     return computed_by(model, row, p, speeds)
 
 
@@ -209,12 +230,12 @@ def served(row: Row, p: Params, speeds: Speeds) -> Row:
     return replace(row, where=SERVED, most=most, least=least, hours=hours)
 
 
-def training(stage: str, tokens: float, lora: LoraParams, p: Params, speeds: Speeds) -> Row:
-    """A stage that trains `tokens` tokens an epoch."""
-    trained = tokens * lora.epochs
+def training(stage: str, count: float, tokens: float, lora: LoraParams, p: Params, speeds: Speeds) -> Row:
+    """A stage that trains on `count` examples of `tokens` tokens."""
+    trained, steps = count * tokens * lora.epochs, math.ceil(count / lora.batch) * lora.epochs
     hours = size(p.model.base) / STATED_SIZE * trained / speeds.train / 3600
     money = hours * speeds.gpu_price
-    return Row(stage, "GPU", trained=trained, hours=hours, gpu_hours=hours, most=money, least=money)
+    return Row(stage, "GPU", trained=trained, hours=hours, gpu_hours=hours, most=money, least=money, work=steps)
 
 
 def size(name: str) -> float:

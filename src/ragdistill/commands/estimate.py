@@ -1,7 +1,7 @@
 """`ragdistill estimate [PROFILE]`: tokens, money and time of each stage, before anything is spent.
 
 Prints what `costs` computes, and every assumption behind it. What an episode is like comes from `results/metrics.json`
-where the same agent and model were measured. Asks no server.
+where the same agent and model were measured: dvc.lock says what ran, params.yaml what is to run next. Asks no server.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ragdistill import profiles
 from ragdistill.commands.costs import (
@@ -31,23 +33,44 @@ from ragdistill.commands.costs import (
     stages,
 )
 from ragdistill.errors import ConfigError
-from ragdistill.params import Params, load_params
+from ragdistill.llm.ledger import spending
+from ragdistill.params import AgentParams, EnvParams, ModelParams, Params, load_params
 from ragdistill.records import read_json
 from ragdistill.stages.common import RESULTS
 from ragdistill.stages.defaults import max_steps
-from ragdistill.stages.spending import SERVED
+from ragdistill.stages.spending import SERVED, ledger_file
 from ragdistill.timing import Timing, read_timings
 
-PROJECT, METRICS, TIMING = Path("params.yaml"), RESULTS / "metrics.json", RESULTS / "timing.json"
+LOCK, METRICS, TIMING = Path("dvc.lock"), RESULTS / "metrics.json", RESULTS / "timing.json"
 
 
-def measured(p: Params, metrics: Path = METRICS, project: Path = PROJECT) -> Mapping[str, Any] | None:
+def measured(p: Params, metrics: Path = METRICS, lock: Path = LOCK) -> Mapping[str, Any] | None:
     """The project's metrics, if they are those of the same environment, agent and model."""
-    if not metrics.exists() or not project.exists():
+    ran = _ran(p, lock)
+    if ran is None or not metrics.exists():
         return None
-    found, own = read_json(metrics), load_params(project)
-    same = _played_by(p) == _played_by(own) and (found.get("env"), found.get("agent")) == (p.env.name, p.agent.name)
-    return found if same else None
+    found, names = read_json(metrics), (p.env.name, p.agent.name)
+    same = names == (found.get("env"), found.get("agent")) == (ran.env.name, ran.agent.name)
+    return found if same and _played_by(p) == _played_by(ran) else None
+
+
+def _ran(p: Params, lock: Path) -> Params | None:
+    """`p` with what played the episodes that were reported last; None where DVC has no record of it."""
+    try:
+        stages = msgspec.yaml.decode(lock.read_bytes())["stages"]
+        rollouts, report = stages["rollouts"], stages["report"]
+        read = rollouts["params"]["params.yaml"]
+        ran = msgspec.structs.replace(
+            p,
+            env=msgspec.convert(read["env"], EnvParams),
+            agent=msgspec.convert(read["agent"], AgentParams),
+            model=msgspec.convert(read["model"], ModelParams),
+            endpoint=msgspec.structs.replace(p.endpoint, model=read["endpoint.model"]),
+        )
+        reported = {d["path"]: d["md5"] for d in report["deps"]}
+        return ran if all(reported[o["path"]] == o["md5"] for o in rollouts["outs"]) else None
+    except (OSError, LookupError, TypeError, msgspec.DecodeError):
+        return None
 
 
 def _played_by(p: Params) -> tuple[object, ...]:
@@ -56,11 +79,14 @@ def _played_by(p: Params) -> tuple[object, ...]:
 
 
 def here(rows: list[Row], timing: Mapping[str, Timing]) -> list[Row]:
-    """`rows` with the times of cold runs on this machine where there are some: a replay says nothing about the work."""
-    cold = {stage: t.cold for stage, t in timing.items() if t.cold is not None}
+    """`rows` with the times of cold runs where there are some: a replay says nothing about the work.
+
+    In proportion to the work, so that a run of few tasks is no time for many.
+    """
+    hours = {stage: t.cold / t.work / 3600 for stage, t in timing.items() if t.cold is not None and t.work}
     return [
-        replace(r, where="here", hours=cold[r.stage] / 3600, gpu_hours=0.0, most=0.0, least=0.0)
-        if r.stage in cold and r.where == "GPU"
+        replace(r, where="here", hours=hours[r.stage] * r.work, gpu_hours=0.0, most=0.0, least=0.0)
+        if r.stage in hours and r.where == "GPU" and r.work
         else r
         for r in rows
     ]
@@ -68,20 +94,15 @@ def here(rows: list[Row], timing: Mapping[str, Timing]) -> list[Row]:
 
 def assumptions(p: Params, metrics: Mapping[str, Any] | None, timed: bool, speeds: Speeds) -> Iterator[str]:
     """Every assumption, a line each."""
-    base, hinted, e = episode(p, metrics, "base"), episode(p, metrics, "rag"), p.endpoint
-    source = (
-        f"measured, {METRICS}"
-        if metrics
-        else (
-            f"not measured: length of the paper's 14B ReAct agent, {REPLY_TOKENS} tokens a reply, success of {cell(p)}"
-        )
-    )
-    for name, play in (("an episode", base), ("with hints", hinted)):
+    e, found = p.endpoint, (metrics or {}).get("policies", {})
+    prior = f"not measured: length of the paper's 14B ReAct agent, {REPLY_TOKENS} tokens a reply, success of {cell(p)}"
+    for name, policy in (("an episode", "base"), ("with hints", "rag")):
+        play, source = episode(p, metrics, policy), f"measured, {METRICS}" if policy in found else prior
         yield (
             f"{name}: {play.steps:.1f} steps, {play.prompt:,.0f} prompt tokens, {play.computed:,.0f} with reuse, "
             f"{play.completion:,.0f} completion, {play.success:.0%} won ({source})"
         )
-    if metrics is None:
+    if not {"base", "rag"} <= found.keys():
         yield f"prompts: grow linearly to {GROWN} times their mean, {p.agent.context_tokens:,} tokens at most"
     yield "students: taken to play like the base"
     yield from _advice(p)
@@ -95,7 +116,10 @@ def assumptions(p: Params, metrics: Mapping[str, Any] | None, timed: bool, speed
         f"{size(p.model.base):g} B; {speeds.gpu_price:g} {e.currency} an hour (--gpu-price)"
     )
     if timed:
-        yield f"here: wall time of the last run on this machine that replayed nothing ({TIMING}), same stage"
+        yield (
+            f"here: wall time of the same stage's last run that replayed nothing, on the machine of {TIMING}, in "
+            "proportion to its episodes or optimiser steps"
+        )
     yield "a call that is journaled already costs nothing again; failed attempts are not counted"
 
 
@@ -156,6 +180,8 @@ def estimate(profile: str | None, path: Path, speeds: Speeds) -> int:
     for text in assumptions(p, metrics, any(r.where == "here" for r in rows), speeds):
         print(f"- {text}")
     paid = sum(r.most for r in rows if r.where == SERVED)
-    if p.endpoint.budget is not None and paid > p.endpoint.budget:
-        print(f"\nendpoint.budget of {p.endpoint.budget:.2f} may stop this: up to {paid:.2f} without caching.")
+    spent = sum(s.money for s in spending(ledger_file()) if s.currency == p.endpoint.currency)
+    if p.endpoint.budget is not None and paid and paid + spent > p.endpoint.budget:
+        before = f" and {spent:.2f} are spent already" if spent else ""
+        print(f"\nendpoint.budget of {p.endpoint.budget:.2f} may stop this: up to {paid:.2f} without caching{before}.")
     return 0

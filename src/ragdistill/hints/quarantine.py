@@ -23,6 +23,8 @@ from ragdistill.hints.templates import PLACEHOLDER, ROLES, entities, entity_name
 from ragdistill.records import Trajectory
 
 _WORD = re.compile(r"[a-z][a-z_-]*[a-z]")
+_GAP = re.compile(r"[\s_-]+")
+_RUN = re.compile(rf"[a-z]{{2,}}(?:{_GAP.pattern}[a-z]{{2,}})*")
 _ARGUMENT = re.compile(r"\[[^\[\]]*\]")
 _CODE_OF_ITEM = re.compile(r"\b(?=\w*\d)(?=\w*[a-z])\w{6,}\b", re.IGNORECASE)
 _OUTSIDE = re.compile(
@@ -37,6 +39,9 @@ _COMMON = 2
 """A word that occurs in the records of at least so many tasks belongs to the domain."""
 _RARE = 0.1
 """A goal's word in no larger a share of all goals is that goal's own."""
+_PLURALS = (("s", ""), ("es", ""), ("ies", "y"), ("lves", "lf"), ("ives", "ife"), ("aves", "af"))
+_APART = 3
+"""A name is found when it is written as so many words ("toilet paper hanger")."""
 _SLOT_WORDS = 3
 """Words of a placeholder's name; more could smuggle a sentence past the other checks."""
 _STRANGE = 2
@@ -101,10 +106,9 @@ def objection(text: str, max_chars: int, names: Iterable[str], ground: Ground) -
         return f"a sentence for a placeholder: {long}"
     if any(c.isalpha() and not unicodedata.name(c, "").startswith("LATIN") for c in text):
         return "letters of another script"
-    bare = PLACEHOLDER.sub(" ", plain.lower())
+    bare = PLACEHOLDER.sub(" . ", plain.lower())
     words = _words(bare)
-    named = set(names)
-    if found := next((w for w in words if w in named or w.removesuffix("s") in named), None):
+    if found := _named(bare, names):
         return f"names {found!r} instead of a placeholder"
     if code := _CODE_OF_ITEM.search(bare):
         return f"names {code[0]!r} instead of a placeholder"
@@ -113,6 +117,20 @@ def objection(text: str, max_chars: int, names: Iterable[str], ground: Ground) -
     if not PLACEHOLDER.search(plain) and not any(_stem(w) in ground.commands for w in words):
         return "holds neither a placeholder nor a command of the task"
     return _strange(words, ground)
+
+
+def _named(text: str, names: Iterable[str]) -> str | None:
+    """The first of `names` in `text`, as it stands there: in the plural, or written apart."""
+    known = {_GAP.sub("", name) for name in names}
+    for run in _RUN.findall(text):
+        words = _GAP.split(run)
+        for i in range(len(words)):
+            for end in range(i + 1, min(i + _APART, len(words)) + 1):
+                joined = "".join(words[i:end])
+                singular = {joined.removesuffix(s) + stands for s, stands in _PLURALS if joined.endswith(s)}
+                if known & {joined, *singular}:
+                    return " ".join(words[i:end])
+    return None
 
 
 def _strange(words: Sequence[str], ground: Ground) -> str | None:

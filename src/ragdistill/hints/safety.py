@@ -10,7 +10,7 @@ import unicodedata
 
 from ragdistill.hints.templates import PLACEHOLDER
 
-_CONTROL_TOKEN = re.compile(r"<\||\|>|<<|>>|</?[a-z_]+>|\[/?inst\]|<unused\d+>", re.IGNORECASE)
+_CONTROL_TOKEN = re.compile(r"<\||\|>|<<|>>|</?[a-z_]\w*>|<0x\w+>|\[/?inst\]|(?-i:\[/?[A-Z_]{3,}\])", re.IGNORECASE)
 _URL = re.compile(r"\w+://|\bwww\.|\b[\w-]+\.(?:com|org|net|io|ai|dev|sh|py|exe)\b", re.IGNORECASE)
 _CODE = re.compile(r"[`\\$;]|\(\)|==|=>|->|\bimport \w|\beval\b|\bsudo\b")
 _SPEAKER = re.compile(
@@ -26,7 +26,8 @@ _NUMBERED = re.compile(r"[a-z][a-z_-]* \d+\b", re.IGNORECASE)
 
 
 _ANGLES = str.maketrans(dict.fromkeys("<＜﹤", "‹") | dict.fromkeys(">＞﹥", "›"))
-_BRACKETED = re.compile(r"\[(/?inst)\]", re.IGNORECASE)
+_BRACKETED = re.compile(r"\[(/?(?:inst|tool_calls|tool_results|available_tools|system_prompt))\]", re.IGNORECASE)
+"""Mistral's. No others: pages of a shop have [SEP] and the like, and are to be read as they are."""
 
 
 def defuse(text: str) -> str:

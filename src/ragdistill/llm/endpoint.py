@@ -211,8 +211,10 @@ class EndpointModel:
         reply = outcome.reply
         if not outcome.reported:
             reply = msgspec.structs.replace(reply, usage=_guessed(call, reply))
-        self._ledger.settle(ticket, reply.usage, unsure=not outcome.reported)
-        self._journal.put(call.key, reply)
+        try:  # the reply first: a kill in between leaves the call at its worst, but not to be paid again
+            self._journal.put(call.key, reply)
+        finally:
+            self._ledger.settle(ticket, reply.usage, unsure=not outcome.reported)
         return Answer(reply, outcome.reported)
 
     async def _reserve(self, call: _Call) -> str:

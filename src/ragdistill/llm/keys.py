@@ -13,13 +13,23 @@ from ragdistill.errors import ConfigError
 SHOWN = 200
 """Characters of a server's words that are repeated."""
 _HIDDEN = "***"
+_SHORTEST = 8
+"""Characters of a key. A shorter one may stand in any reply as a word of its own, so it could not be hidden there."""
 
 
 def read_key(name: str) -> str:
-    """The value of the environment variable `name`, "" when it is not set; `ConfigError`, without it, for no key."""
+    """The value of the environment variable `name`, "" when it is not set; `ConfigError`, without it, for no key.
+
+    A key is at least `_SHORTEST` characters long.
+    """
     key = os.environ.get(name, "").strip()
     if not key.isascii() or not (key or "-").isprintable() or " " in key:
         raise ConfigError(f"The environment variable {name} holds something that is no key; set it again.")
+    if 0 < len(key) < _SHORTEST:
+        raise ConfigError(
+            f"The environment variable {name} holds fewer than {_SHORTEST} characters, too few to hide where a server "
+            "repeats them; set a longer key, or none for a server that asks for none (api_key_env: null)."
+        )
     return key
 
 

@@ -2,15 +2,16 @@
 
 Every end has a kind: an `Answer` (a reply to play, or finish "error" with the reason why there is none), a `Failure`
 that another attempt may mend, or a `ConfigError` that no attempt mends (key, model, address, credit, a parameter the
-server refuses). The body is decoded here, strictly, because the client accepts anything. Whatever a server says is
+server refuses). The body is decoded here, because the client accepts anything. Whatever a server says is
 untrusted, and may repeat the key: texts pass `Wire.clean`. Knows no retries, no money and no journal.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,9 +28,16 @@ if TYPE_CHECKING:
 
 _UNSENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}
 """Transport errors of a request that never left: nothing can be billed."""
-_TOO_LONG = ("context_length", "context length", "context size", "maximum context", "too many tokens", "too long")
-_REFUSED = ("content_filter", "content_policy", "content management policy", "invalid_prompt", "safety")
-_NO_CREDIT = ("insufficient_quota", "billing", "credit")
+_TOO_LONG = (
+    "context_length", "context length", "context size", "maximum context", "too many tokens", "too long",
+    "tokens + `max_new_tokens` must be",
+)  # fmt: skip
+_REFUSED = (
+    "content_filter", "content_policy", "content management policy", "invalid_prompt", "safety",
+    "data_inspection_failed", "datainspectionfailed", "inappropriate content", "content exists risk",
+)  # fmt: skip
+_NO_CREDIT = "insufficient_quota"
+"""A code or type. What is said beside it decides nothing: limits a minute speak of plan and billing too."""
 NO_SCHEMAS = ("response_format", "json_schema")
 """In the words of a server that refuses a reply's form."""
 _GATEWAY = (502, 504, 520, 524)
@@ -69,7 +77,7 @@ class _Bill(msgspec.Struct):
     usage: _Usage | None = None
 
 
-class _Body(_Bill):
+class _Body(msgspec.Struct):
     choices: list[_Choice] | None = None
     error: _Error | None = None
 
@@ -155,50 +163,49 @@ class Wire:
 
     def _read(self, content: bytes) -> Answer | Failure:
         try:
+            content = _strict(content)
             body = msgspec.json.decode(content, type=_Body)
         except msgspec.ValidationError as e:
             return _malformed(self.clean(str(e)), content)
         except RecursionError:
             return _malformed("nested too deeply", content)
-        except (msgspec.DecodeError, UnicodeDecodeError):  # a proxy's page, or half of an answer
+        except ValueError:  # a proxy's page, or half of an answer
             return Failure("the answer's body is no JSON", unsure=True)
         if body.error and not body.choices:
             return Failure(f"an error in place of an answer: {self.clean(body.error.message)}", unsure=True)
-        return Answer(self._reply(body), reported=body.usage is not None)
+        bill = _billed(content)
+        return Answer(self._reply(body, bill), reported=bill is not None)
 
-    def _reply(self, body: _Body) -> Reply:
+    def _reply(self, body: _Body, bill: _Usage | None) -> Reply:
         if not body.choices:
-            return _unusable("empty reply: no choices", body.usage)
+            return _unusable("empty reply: no choices", bill)
         choice = body.choices[0]
         text, finish = choice.message.content, choice.finish_reason
         if choice.message.refusal:
-            return _unusable(f"refusal: {self.clean(choice.message.refusal)}", body.usage)
+            return _unusable(f"refusal: {self.clean(choice.message.refusal)}", bill)
         if finish == "content_filter":
-            return _unusable("refusal: stopped by the server's content filter", body.usage)
+            return _unusable("refusal: stopped by the server's content filter", bill)
         if finish in (None, "error", "abort"):
-            return _unusable(f"broken off by the server (finish_reason {finish})", body.usage)
+            return _unusable(f"broken off by the server (finish_reason {finish})", bill)
         if text is None and finish in ("tool_calls", "function_call"):
-            return _unusable("malformed reply: a tool call that nobody offered", body.usage)
-        return Reply(
-            text=hide(text or "", self._key),
-            usage=_usage(body.usage),
-            finish="length" if finish == "length" else "stop",
-        )
+            return _unusable("malformed reply: a tool call that nobody offered", bill)
+        shown, end = hide(text or "", self._key), "length" if finish == "length" else "stop"
+        return Reply(text=shown, usage=_usage(bill), finish=end)
 
     def _refused(self, e: APIStatusError, cap: str, formed: bool) -> Answer | Failure:
         """A status of 400 or more. Nothing is billed for it, unless it is a gateway's."""
-        body = e.body if isinstance(e.body, Mapping) else {}
-        status, said = e.status_code, self.clean(str(body.get("message") or e.message))
-        where, words = self._base_url, f"{said} {e.code} {e.type}".lower()
+        told = " ".join(_texts((isinstance(e.body, Mapping) and e.body.get("message")) or e.body))
+        status, said = e.status_code, self.clean(told) or "no reason given"
+        where, words = self._base_url, f"{told} {e.code} {e.type}".lower()
         if status in (401, 403):
             raise ConfigError(
                 f"{where} refuses the key (HTTP {status}); check the variable that endpoint.api_key_env names."
             ) from None
-        if status == 402 or (status == 429 and any(w in words for w in _NO_CREDIT)):
+        if status == 402 or (status == 429 and _NO_CREDIT in (e.code, e.type)):
             raise ConfigError(f"{where} says that the account has no credit (HTTP {status}: {said}).") from None
         if status in (408, 409, 429) or status >= 500:
             after = retry_after(e.response.headers, time.time())
-            return Failure(f"HTTP {status}", after=after, unsure=status in _GATEWAY)
+            return Failure(f"HTTP {status}: {said}", after=after, unsure=status in _GATEWAY)
         if status == 404:
             raise ConfigError(
                 f"{where} does not know the model {self._model!r} (HTTP 404); "
@@ -238,12 +245,39 @@ def _unusable(reason: str, seen: _Usage | None) -> Reply:
 
 
 def _malformed(reason: str, content: bytes) -> Answer:
-    """What is wrong elsewhere in the body takes nothing from the usage in it: that is billed."""
+    bill = _billed(content)
+    return Answer(_unusable(f"malformed reply: {reason}", bill), reported=bill is not None)
+
+
+def _billed(content: bytes) -> _Usage | None:
+    """What the server says that it bills, whatever the rest of the body is worth; None where that cannot be read."""
     try:
-        seen = msgspec.json.decode(content, type=_Bill).usage
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        seen = None
-    return Answer(_unusable(f"malformed reply: {reason}", seen), reported=seen is not None)
+        return msgspec.json.decode(content, type=_Bill).usage
+    except (ValueError, RecursionError):
+        return None
+
+
+def _strict(content: bytes) -> bytes:
+    """`content` as JSON that msgspec reads: servers cut a reply within a character, and write NaN for a number.
+
+    Raises `ValueError` for what is no JSON, `RecursionError`.
+    """
+    try:
+        msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        read = json.loads(content.decode("utf-8", "replace"), parse_constant=lambda _: None)
+        return json.dumps(read, ensure_ascii=False).encode("utf-8", "replace")
+    return content
+
+
+def _texts(body: object, depth: int = 8) -> Iterator[str]:
+    """The words of a refusal, whatever its form, but for the part that repeats the request."""
+    if isinstance(body, Mapping | list):
+        parts = [v for k, v in body.items() if k != "input"] if isinstance(body, Mapping) else body
+        for part in parts if depth else ():
+            yield from _texts(part, depth - 1)
+    elif body is not None:
+        yield str(body)
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
@@ -261,6 +295,6 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(headers["retry-after"]).timestamp() - now
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, OverflowError):
             return None
     return max(seconds, 0.0) if seconds < float("inf") else None
