@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from ragdistill.errors import ConfigError
 from ragdistill.llm import choice, context_limit, engine_of
 from ragdistill.llm.choice import choose
-from ragdistill.llm.weights import save_merged, write_base_identity
+from ragdistill.llm.weights import model_fingerprint, save_merged, write_base_identity
 from ragdistill.params import Params, load_params
 from ragdistill.stages import base as base_stage
 from ragdistill.stages.playing import open_model
@@ -137,6 +138,22 @@ def test_the_first_stage_names_the_engine_and_refuses_before_anything_is_trained
     assert "base played by OpenVINO" in said and "teacher played by torch (batched) on the CPU" in said
     with pytest.raises(ConfigError, match="is openvino, but"):
         base_stage.body(changed(base=str(scaled), engine="openvino"))
+
+
+def test_a_model_of_symbolic_links_arrives_as_files_like_any_other(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.file_download import _create_symlink
+
+    monkeypatch.chdir(tmp_path)
+    blobs, snapshot = (tmp_path / "hub/models--owner--name" / place for place in ("blobs", "snapshots/1a2b"))
+    shutil.copytree(toy, blobs)
+    snapshot.mkdir(parents=True)
+    for blob in blobs.iterdir():  # as snapshot_download lays it out
+        _create_symlink(str(blob), str(snapshot / blob.name))
+    base_stage.body(changed(base=str(snapshot)))
+    assert model_fingerprint(Path("models/raw")) == model_fingerprint(toy)
+    assert not any(path.is_symlink() for path in Path("models/raw").iterdir())
 
 
 def students_of(toy: Path, place: Path) -> tuple[Path, Path]:
