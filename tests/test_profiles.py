@@ -120,7 +120,8 @@ def test_what_changes_is_said(project: Path, capsys: pytest.CaptureFixture[str])
         ("hnts:\n  k: 1\n", "no section hnts"),
         ("hints:\n  k: many\n", "Expected `int`"),
         ("- 1\n", "no.*YAML mapping|is not a YAML mapping"),
-        ("a: [1\n", "is not a YAML mapping"),
+        ("a: [1\n", r"mine\.yaml is not a YAML mapping of parameters \(line 2: [^\n]+$"),
+        ("hints:\n  k: 1\n  k: 2\n", "line 3: found duplicate key"),
     ],
 )
 def test_a_wrong_profile_is_refused_and_changes_nothing(project: Path, text: str, says: str) -> None:

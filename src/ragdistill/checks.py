@@ -45,6 +45,13 @@ def _keys_at(place: str, root: Any) -> list[str]:
     return [f.name for f in msgspec.structs.fields(section)]
 
 
+def yaml_fault(error: Exception) -> str:
+    """What a YAML reader's `error` complains of, and where, as the end of a sentence."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    place = f"line {mark.line + 1}: " if mark else ""
+    return place + " ".join(str(problem or error).split()).rstrip(".")
+
+
 def address_fault(address: str) -> str:
     """What is wrong with a server's address, as the end of a sentence that does not repeat it; "" for nothing."""
     if any(mark in address for mark in "@?#"):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from ragdistill.checks import contradictions, explain
+from ragdistill.checks import contradictions, explain, yaml_fault
 from ragdistill.errors import ConfigError
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -254,13 +254,18 @@ class Params(Section, frozen=True):
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
-    """Read and check `path`; `ConfigError` names the key, and the nearest valid one if it is unknown."""
+    """Read and check `path`; `ConfigError` names the key, and the nearest valid one if it is unknown.
+
+    It is read as DVC reads and writes it, by YAML 1.2: to 1.1, its `5e-05` would be a text.
+    """
+    from ruamel.yaml import YAML, YAMLError
+
     try:
-        raw = msgspec.yaml.decode(path.read_bytes())
+        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; run from the project's root.") from None
-    except msgspec.DecodeError as e:
-        raise ConfigError(f"{path} is not valid YAML: {e}.") from None
+    except (YAMLError, ValueError, RecursionError) as e:
+        raise ConfigError(f"{path} is not valid YAML: {yaml_fault(e)}.") from None
     return convert_params(raw, str(path))
 
 
