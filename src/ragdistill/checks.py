@@ -71,6 +71,12 @@ def contradictions(p: Params) -> Iterator[str]:
     missing = [v for v in p.sft.variants if v in lessons and lessons[v] not in p.teach.variants]
     if missing:
         yield f"sft.variants has {missing}, but teach.variants lacks what they learn from ({lessons})."
+    for key, named in {
+        "teach.variants": p.teach.variants, "sft.variants": p.sft.variants, "sft.seeds": p.sft.seeds,
+        "evaluate.policies": p.evaluate.policies,
+    }.items():  # fmt: skip
+        if twice := {name for name in named if named.count(name) > 1}:
+            yield f"{key} names {', '.join(map(str, sorted(twice)))} more than once; DVC makes one stage of each."
     if not p.sft.seeds:
         yield "sft.seeds is empty; give at least one training seed, e.g. [0]."
     if p.coldstart.plain + p.coldstart.hinted > 1.0:

@@ -16,6 +16,7 @@ from ragdistill.errors import ConfigError
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
+Seed = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0.0)]
 NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0.0)]
@@ -175,7 +176,7 @@ class RecipeParams(Section, frozen=True):
 
 class SftParams(Section, frozen=True):
     variants: tuple[Literal["sft", "distilled", "sft_retry", "distilled_random"], ...]
-    seeds: tuple[int, ...]
+    seeds: tuple[Seed, ...]
     include_base_successes: bool
     checkpoint_steps: Positive
     recipe: RecipeParams
@@ -230,7 +231,7 @@ class RayParams(Section, frozen=True):
 class Params(Section, frozen=True):
     """All of `params.yaml`."""
 
-    seed: int
+    seed: Seed
     label: str
     env: EnvParams
     agent: AgentParams
