@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import http.server
 import io
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from ragdistill import downloads
-from ragdistill.commands.data import FOLDER, data_sets, get_data
+from ragdistill.commands.data import FOLDER, _unpack, data_sets, get_data
 from ragdistill.envs.alfworld.official import official_root, official_tasks
 from ragdistill.errors import ConfigError, DataError, IdentityError
 from ragdistill.records import read_json
@@ -113,6 +114,56 @@ def test_a_file_that_changes_later_is_refused(server: Path) -> None:
         get_data("webshop", "tiny", False)
 
 
+def test_a_member_that_a_kill_cut_off_is_made_whole_and_a_damaged_one_never_gets_its_name(server: Path) -> None:
+    put_alfworld(server)
+    torn = FOLDER / "alfworld" / GAME / "game.tw-pddl"
+    torn.parent.mkdir(parents=True)
+    torn.write_text('{"solv')
+    assert get_data("alfworld", "all", False) == 0
+    assert torn.read_text() == '{"solvable": true}'
+    with zipfile.ZipFile(FOLDER / "alfworld/bad.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("new.json", '{"solvable": true}' * 1000)
+    damaged = bytearray((FOLDER / "alfworld/bad.zip").read_bytes())
+    damaged[40:46] = bytes(b ^ 0xFF for b in damaged[40:46])
+    (FOLDER / "alfworld/bad.zip").write_bytes(damaged)
+    with pytest.raises(DataError, match=r"bad\.zip is damaged .*delete it"):
+        _unpack(FOLDER / "alfworld/bad.zip", FOLDER / "alfworld")
+    assert not (FOLDER / "alfworld/new.json").exists() and not list(Path().rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("page.json", b"<!DOCTYPE html><title>Sign in"), ("cut.zip", b"PK\x03\x04")]
+)
+def test_a_wrong_file_put_there_by_hand_is_not_what_is_demanded_later(server: Path, name: str, text: bytes) -> None:
+    good = zipped(a="1") if name.endswith(".zip") else b"[]"
+    (server / name).write_bytes(good)
+    Path("there").mkdir()
+    there, source = Path("there") / name, downloads.Source(name, f"https://example.org/{name}", "")
+    there.write_bytes(text)
+    with pytest.raises(DataError, match=r"is not the file .*; delete it"):
+        downloads.fetch([source], Path("there"))
+    there.unlink()
+    assert downloads.fetch([source], Path("there")) == [there] and there.read_bytes() == good
+
+
+def test_a_clone_demands_what_was_committed(server: Path) -> None:
+    (server / "a.json").write_text("[1]")
+    Path("there").mkdir()
+    source = downloads.Source("a.json", "https://example.org/a.json", "")
+    tracked = Path("there/a.json.dvc")
+    tracked.write_text(f"outs:\n- md5: {hashlib.md5(b'[]').hexdigest()}\n  hash: md5\n  path: a.json\n")
+    with pytest.raises(IdentityError, match=r"has md5 .* and was removed; .*`dvc update`"):
+        downloads.fetch([source], Path("there"))
+    (server / "a.json").write_text("[]")
+    downloads.fetch([source], Path("there"))
+    Path("there/a.json").write_text("[2]")  # as `dvc update` does, with the line of the other file
+    tracked.write_text(f"outs:\n- md5: {hashlib.md5(b'[2]').hexdigest()}\n  path: a.json\n")
+    assert downloads.fetch([source], Path("there")) == [Path("there/a.json")]
+    tracked.write_text("outs: 1")
+    with pytest.raises(DataError, match=r"is no \.dvc file"):
+        downloads.fetch([source], Path("there"))
+
+
 def test_a_pinned_hash_is_demanded_at_once(server: Path) -> None:
     (server / "a.json").write_text("[]")
     source = downloads.Source("a.json", "https://example.org/a.json", "", sha256="0" * 64)
@@ -141,8 +192,20 @@ def test_without_internet_it_says_so(server: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(downloads.MIRROR, "http://127.0.0.1:1")
     with pytest.raises(DataError, match="Without internet: fetch it on another machine"):
         get_data("alfworld", "all", False)
-    monkeypatch.setenv(downloads.MIRROR, "ftp://somewhere")
-    with pytest.raises(DataError, match="https://, http:// or file://"):
+    for mirror in (
+        "ftp://somewhere",
+        "http://[::1",
+        "https://me:secret@host",
+        "http://host:99999",
+        "http://h/a?key=secret",
+    ):
+        monkeypatch.setenv(downloads.MIRROR, mirror)
+        for with_dvc in (False, True):
+            with pytest.raises(DataError, match="https://, http:// or file://") as caught:
+                get_data("alfworld", "all", with_dvc)
+            assert "secret" not in str(caught.value)
+    monkeypatch.setenv(downloads.MIRROR, "http://127.0.0.1:1/\u00f6")
+    with pytest.raises(DataError, match="could not be fetched"):
         get_data("alfworld", "all", False)
 
 

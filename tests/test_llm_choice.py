@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from ragdistill import checks, doctor, profiles
 from ragdistill.errors import ConfigError
 from ragdistill.llm import choice, context_limit, engine_of
 from ragdistill.llm.choice import choose
-from ragdistill.llm.weights import save_merged, write_base_identity
+from ragdistill.llm.weights import model_fingerprint, save_merged, write_base_identity
 from ragdistill.params import Params, load_params
 from ragdistill.stages import base as base_stage
 from ragdistill.stages.playing import open_model
@@ -137,6 +139,59 @@ def test_the_first_stage_names_the_engine_and_refuses_before_anything_is_trained
     assert "base played by OpenVINO" in said and "teacher played by torch (batched) on the CPU" in said
     with pytest.raises(ConfigError, match="is openvino, but"):
         base_stage.body(changed(base=str(scaled), engine="openvino"))
+
+
+@pytest.mark.parametrize(
+    ("has", "key", "change", "says"),
+    [
+        ((False, True), "sk", {}, "needs a CUDA device"),
+        ((True, False), "sk", {}, "needs the package bitsandbytes; `pip install bitsandbytes`"),
+        ((True, True), "", {}, "OPENAI_API_KEY is not set"),
+        ((False, False), "sk", {"sft": {"variants": ()}}, None),
+        ((True, True), "", {"hints": {"extractor": "offline"}}, None),
+        ((True, True), "sk", {}, None),
+    ],
+    ids=["cpu", "package", "key", "no students", "no hints by GPT-4o", "all there"],
+)
+def test_what_a_cell_of_the_paper_needs_is_asked_for_before_anything_is_played(
+    toy: Path, tmp_path: Path, machine: Any, monkeypatch: pytest.MonkeyPatch, has: tuple[bool, bool], key: str,
+    change: dict[str, Any], says: str | None,
+) -> None:  # fmt: skip
+    cuda, package = has
+    machine(openvino=True, cuda=cuda)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checks, "find_spec", lambda name: object() if package else None)
+    monkeypatch.setattr(doctor, "_answer", lambda *_: "H200, 1 MiB" if cuda else None)
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    params = profiles.overlaid("paper-alfworld-7b-react", ROOT / "params.yaml", ROOT / "profiles")
+    for section, values in {"model": {"base": str(toy)}, **change}.items():
+        new = msgspec.structs.replace(getattr(params, section), **values)
+        params = msgspec.structs.replace(params, **{section: new})
+    monkeypatch.setattr(doctor, "load_params", lambda _: params)
+    found = doctor.check_needs(tmp_path)
+    if says is None:
+        base_stage.body(params)
+        assert found.status == "ok"
+    else:
+        with pytest.raises(ConfigError, match=says):
+            base_stage.body(params)
+        assert not Path("models").exists() and found.status == "missing" and found.fix
+
+
+def test_a_model_of_symbolic_links_arrives_as_files_like_any_other(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.file_download import _create_symlink
+
+    monkeypatch.chdir(tmp_path)
+    blobs, snapshot = (tmp_path / "hub/models--owner--name" / place for place in ("blobs", "snapshots/1a2b"))
+    shutil.copytree(toy, blobs)
+    snapshot.mkdir(parents=True)
+    for blob in blobs.iterdir():  # as snapshot_download lays it out
+        _create_symlink(str(blob), str(snapshot / blob.name))
+    base_stage.body(changed(base=str(snapshot)))
+    assert model_fingerprint(Path("models/raw")) == model_fingerprint(toy)
+    assert not any(path.is_symlink() for path in Path("models/raw").iterdir())
 
 
 def students_of(toy: Path, place: Path) -> tuple[Path, Path]:

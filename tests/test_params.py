@@ -11,7 +11,10 @@ import msgspec
 import pytest
 import yaml
 
+from ragdistill import profiles
+from ragdistill.commands.smoke import override
 from ragdistill.errors import ConfigError
+from ragdistill.files import write_atomic
 from ragdistill.params import Params, Section, convert_params, load_params
 
 FILE = Path(__file__).resolve().parents[1] / "params.yaml"
@@ -72,6 +75,9 @@ def test_an_unknown_key_names_its_place_and_the_nearest_valid_one(key: str, near
         ("sft.lora.lr", "1e-3"),
         ("sft.lora.lr", 0),
         ("sft.seeds", ["0"]),
+        ("sft.seeds", [0, -1]),
+        ("sft.seeds", [2**32]),
+        ("seed", -5),
         ("model.engine", "triton"),
         ("teach.variants", ["hint"]),
         ("agent.loop_limit", 1),
@@ -132,10 +138,26 @@ def test_a_missing_key_is_refused_by_name(section: str) -> None:
 def test_unreadable_files_are_designed_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="project's root"):
         load_params(tmp_path / "params.yaml")
-    for text in ("a: [1", "", "- 1\n", "\tseed: 1"):
-        (tmp_path / "params.yaml").write_text(text)
-        with pytest.raises(ConfigError, match=r"params\.yaml"):
+    for text in (b"a: [1", b"", b"- 1\n", b"\tseed: 1", b"a: 1\na: 2", b"a: \xff", b"a: 2020-99-99", b"[" * 2000):
+        (tmp_path / "params.yaml").write_bytes(text)
+        with pytest.raises(ConfigError, match=r"params\.yaml") as caught:
             load_params(tmp_path / "params.yaml")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["5e-5", "0.00005", "1e-4", "2.0e-4", "1", "3e0"])
+def test_a_number_that_dvc_or_a_profile_writes_is_a_number(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "params.yaml").write_text(FILE.read_text())
+    monkeypatch.chdir(tmp_path)
+    override(Path("params.yaml"), [f"sft.lora.lr={value}"])
+    assert load_params().sft.lora.lr == float(value)
+    for name, text in (("default", "sft: {lora: {lr: 5.0e-4}}"), ("mine", f"sft: {{lora: {{lr: {value}}}}}")):
+        write_atomic(Path(f"profiles/{name}.yaml"), text.encode())
+    for name, rate in (("default", 5e-4), ("mine", float(value)), ("default", 5e-4)):
+        assert profiles.apply(name)[0] == load_params()
+        assert load_params().sft.lora.lr == rate
 
 
 def test_parameters_cannot_be_changed_by_a_stage() -> None:
@@ -150,6 +172,10 @@ def test_parameters_cannot_be_changed_by_a_stage() -> None:
     [
         ("sft.variants", ["sft", "sft_retry"], "teach.variants lacks"),
         ("sft.seeds", [], "sft.seeds is empty"),
+        ("sft.seeds", [0, 1, 0], "sft.seeds names 0 more than once"),
+        ("sft.variants", ["sft", "sft"], "sft.variants names sft more than once"),
+        ("evaluate.policies", ["base", "rag", "base"], "evaluate.policies names base more than once"),
+        ("teach.variants", ["hints", "hints"], "teach.variants names hints more than once"),
         ("coldstart.plain", 0.9, "exceed 1"),
         ("model.engine", "scripted", "set model.script"),
         ("training", {**TRAINING, "launch": "one", "processes": 2}, "launch is one, but training.processes is 2"),

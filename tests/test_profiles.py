@@ -120,7 +120,8 @@ def test_what_changes_is_said(project: Path, capsys: pytest.CaptureFixture[str])
         ("hnts:\n  k: 1\n", "no section hnts"),
         ("hints:\n  k: many\n", "Expected `int`"),
         ("- 1\n", "no.*YAML mapping|is not a YAML mapping"),
-        ("a: [1\n", "is not a YAML mapping"),
+        ("a: [1\n", r"mine\.yaml is not a YAML mapping of parameters \(line 2: [^\n]+$"),
+        ("hints:\n  k: 1\n  k: 2\n", "line 3: found duplicate key"),
     ],
 )
 def test_a_wrong_profile_is_refused_and_changes_nothing(project: Path, text: str, says: str) -> None:
@@ -254,6 +255,9 @@ def test_the_memory_table_adds_up_and_says_what_auto_does(capsys: pytest.Capture
     assert "7.62 B parameters in 4 bits (nf4)" in out and "rank 64" in out and "sft.lora.max_tokens = 12,000" in out
     assert found["one example"] < found["sum"] and found["kept"] > 5 * found["one example"], "layers are recomputed"
     assert "checkpointing=auto" not in out
+    kept, recomputed = round(found["kept"]), round(found["one example"])
+    written = [" ".join((ROOT / name).read_text().split()) for name in ("docs/paper.md", "CHANGELOG.md")]
+    assert f"that is {kept} GB, or {recomputed} GB" in written[0] and f"{recomputed} GB instead of {kept}" in written[1]
     override(Path("params.yaml"), ["model.base=Qwen/Qwen2.5-7B-Instruct"])
     assert show_memory(None) == 0
     out = capsys.readouterr().out

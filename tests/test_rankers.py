@@ -25,7 +25,7 @@ from ragdistill.llm import Reply
 from ragdistill.llm.embed import Embedder
 from ragdistill.llm.endpoint import EndpointModel
 from ragdistill.params import HintsParams, Params, convert_params
-from ragdistill.records import Hint, Message, write_jsonl
+from ragdistill.records import Hint, Message, Usage, write_jsonl
 from ragdistill.stages.advising import retrieval
 from ragdistill.stages.common import BANK
 from tests.test_hint_llm import Paid
@@ -50,7 +50,7 @@ def picked(ranker: Ranker, goal: str, k: int = 3, bank: Bank = LAMPS, bucket: st
     found = retriever(bank, k, "retrieved", ranker)(bucket, goal, 0)
 
     async def wait() -> Sequence[Hint]:
-        return await found if inspect.isawaitable(found) else found
+        return (await found)[0] if inspect.isawaitable(found) else found
 
     return [h.text for h in asyncio.run(wait())]
 
@@ -125,6 +125,9 @@ def test_a_model_chooses_by_number_and_is_asked_once_a_goal(tmp_path: Path) -> N
     assert picked(ranker, PLAIN) == picked(choice(Chooser(1), tmp_path).ranker(), PLAIN), "replayed, not asked again"
     assert len(model.asked) == 1
     assert all(f"{i}. {t}" in model.asked[0][0][1].content for i, t in enumerate(texts, 1))
+    asking = choice(model, tmp_path)
+    spent = [asyncio.run(asking.pick(PLAIN, LAMPS["b"], k))[1] for k in (3, 3, 4)]
+    assert spent == [spent[0], spent[0], Usage()] and spent[0] + spent[0] == asking.asker.usage != Usage()
 
 
 def test_a_model_is_not_asked_where_there_is_nothing_to_choose(tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from ragdistill import stats
-from ragdistill.params import ReportParams
+from ragdistill.params import ReportParams, load_params
 from ragdistill.records import EvalEpisode, StopReason
 from ragdistill.report.metrics import compute_metrics
 from ragdistill.report.page import Page, render
 from ragdistill.report.paper import compare, newcombe, published
+from ragdistill.stages.report import player
 
 QWEN = "Qwen/Qwen2.5-7B-Instruct"
 
@@ -80,6 +83,22 @@ def test_the_same_cell_stands_beside_ours_with_intervals() -> None:
     html = render(Page(m, paper=found))
     assert 'id="paper"' in html and "68.7 %" in html and "arXiv 2510.01375" in html
     assert "score,<br>the paper" not in html
+
+
+@pytest.mark.parametrize(("served", "cell"), [("gpt-4o", None), (QWEN, "alfworld/7B/react")])
+def test_a_served_models_games_are_set_beside_its_own_cell_only(served: str, cell: str | None) -> None:
+    shipped = load_params(Path(__file__).resolve().parents[1] / "params.yaml")
+    model, endpoint = (
+        msgspec.structs.replace(section, **change)
+        for section, change in ((shipped.model, {"base": QWEN}), (shipped.endpoint, {"model": served}))
+    )
+    params = msgspec.structs.replace(shipped, model=model, endpoint=endpoint)
+    assert player(params) == {"base model": QWEN}, "where the endpoint does not play"
+    playing = msgspec.structs.replace(model, engine="endpoint")
+    said = player(msgspec.structs.replace(params, model=playing))
+    assert said == {"served model": served}
+    found = compare(metrics(), *said.values())
+    assert (found and found.cell) == cell
 
 
 def test_webshops_act_is_the_papers_react_and_has_a_score() -> None:

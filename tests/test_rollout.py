@@ -20,7 +20,7 @@ from ragdistill.errors import DataError, EnvironmentFault
 from ragdistill.journal import Journal
 from ragdistill.llm import Reply, Sampling
 from ragdistill.params import AgentParams
-from ragdistill.records import Hint, Message, Observation, Step, StopReason, Task, Trajectory, Usage
+from ragdistill.records import EvalEpisode, Hint, Message, Observation, Step, StopReason, Task, Trajectory, Usage
 from ragdistill.rollout import INFRA_RETRIES, NO_ACTION_TEXT, Progress, Setting, fit, is_loop, play_all
 
 LIMITS = AgentParams(
@@ -334,6 +334,19 @@ def test_hints_are_retrieved_once_and_stand_in_every_prompt_and_in_the_record(tm
         assert all(f"poke {{object}} {i} for {goal}" in chat[1].content for i in (1, 2))
     bare = play(tmp_path, gamble)
     assert not any(t.hints or t.hint_ids for t in bare)
+
+
+def test_an_episode_pays_for_the_call_that_chose_its_hints(tmp_path: Path) -> None:
+    shown = [Hint(id="h", bucket="solving", text="poke", kind="manual")]
+    cost = Usage(prompt_tokens=900, computed_tokens=5)
+
+    async def chosen(bucket: str, goal: str, seed: int) -> tuple[list[Hint], Usage]:
+        return shown, cost
+
+    free = play(tmp_path, gamble, retrieve=lambda *_: shown, hints_key="free")
+    paid = play(tmp_path, gamble, retrieve=chosen, hints_key="paid")
+    assert [(t.hints, t.usage) for t in paid] == [(t.hints, t.usage + cost) for t in free]
+    assert EvalEpisode.of(paid[0], "rag", 0).tokens_billed == EvalEpisode.of(free[0], "rag", 0).tokens_billed + 900
 
 
 # -- journal -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What makes parameters wrong beyond their types: values that contradict each other, addresses, secrets in the file.
+"""What makes parameters wrong beyond their types: contradictions, addresses, secrets, packages that are not there.
 
 Parameters are committed, logged to MLflow and printed; so no address and no argument in them may hold a credential,
 and no message here repeats one. Knows what the sections mean, not how they are read.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -45,6 +46,13 @@ def _keys_at(place: str, root: Any) -> list[str]:
     return [f.name for f in msgspec.structs.fields(section)]
 
 
+def yaml_fault(error: Exception) -> str:
+    """What a YAML reader's `error` complains of, and where, as the end of a sentence."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    place = f"line {mark.line + 1}: " if mark else ""
+    return place + " ".join(str(problem or error).split()).rstrip(".")
+
+
 def address_fault(address: str) -> str:
     """What is wrong with a server's address, as the end of a sentence that does not repeat it; "" for nothing."""
     if any(mark in address for mark in "@?#"):
@@ -64,6 +72,12 @@ def contradictions(p: Params) -> Iterator[str]:
     missing = [v for v in p.sft.variants if v in lessons and lessons[v] not in p.teach.variants]
     if missing:
         yield f"sft.variants has {missing}, but teach.variants lacks what they learn from ({lessons})."
+    for key, named in {
+        "teach.variants": p.teach.variants, "sft.variants": p.sft.variants, "sft.seeds": p.sft.seeds,
+        "evaluate.policies": p.evaluate.policies,
+    }.items():  # fmt: skip
+        if twice := {name for name in named if named.count(name) > 1}:
+            yield f"{key} names {', '.join(map(str, sorted(twice)))} more than once; DVC makes one stage of each."
     if not p.sft.seeds:
         yield "sft.seeds is empty; give at least one training seed, e.g. [0]."
     if p.coldstart.plain + p.coldstart.hinted > 1.0:
@@ -82,6 +96,22 @@ def contradictions(p: Params) -> Iterator[str]:
 def asks_endpoint(p: Params) -> bool:
     """Whether any parameter names the served model."""
     return "endpoint" in (p.model.engine, p.model.teacher, p.hints.llm.model, p.hints.ranker_model)
+
+
+def calls_endpoint(p: Params) -> bool:
+    """Whether some stage will call the served model; a name that nothing reads does not count."""
+    writes = p.hints.extractor == "llm" and p.hints.llm.model == "endpoint"
+    chooses = p.hints.ranker == "llm" and p.hints.ranker_model == "endpoint"
+    return "endpoint" in (p.model.engine, p.model.teacher) or writes or chooses
+
+
+def no_4_bits(quantize: str, cuda: bool) -> str:
+    """Why a base cannot be trained on here as `sft.recipe.quantize` says, and what to do, in a sentence; else ""."""
+    if quantize == "none" or (cuda and find_spec("bitsandbytes") is not None):
+        return ""
+    package = "the package bitsandbytes; `pip install bitsandbytes`"
+    what = package if cuda else "a CUDA device; train on a machine that has one"
+    return f"sft.recipe.quantize is {quantize}, which needs {what}, or set it to none."
 
 
 def _servers(p: Params) -> Iterator[str]:

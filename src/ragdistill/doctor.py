@@ -19,6 +19,7 @@ from typing import Literal
 
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.journal import cache_dir
+from ragdistill.llm.choice import unmet
 from ragdistill.llm.weights import IDENTITY, SMOLLM2, SMOLLM2_REQUIREMENT, SMOLLM2_WHEEL, WHEEL_ENV
 from ragdistill.params import load_params
 from ragdistill.records import Record, read_json
@@ -267,22 +268,22 @@ def check_keys(root: Path) -> Check:
     return Check(name="api keys", status="ok", detail=f"{', '.join(found)} set")
 
 
+def check_needs(root: Path) -> Check:
+    """What `params.yaml` asks for besides: packages of 4 bits, the endpoint's key."""
+    try:
+        lacks = list(unmet(load_params(root / "params.yaml"), check_gpu(root).status == "ok"))
+    except ConfigError as error:
+        lacks = [str(error)]
+    for lack in lacks:
+        detail, _, fix = lack.rstrip(".").partition("; ")
+        return Check(name="params.yaml", status="missing", detail=detail, fix=fix or "correct params.yaml")
+    return Check(name="params.yaml", status="ok", detail="asks for nothing else that this machine has not")
+
+
 CHECKS: tuple[Callable[[Path], Check], ...] = (
-    check_python,
-    check_packages,
-    check_cpu,
-    check_memory,
-    check_disk,
-    check_gpu,
-    check_git,
-    check_dvc,
-    check_remote,
-    check_model,
-    check_engine,
-    check_alfworld_data,
-    check_store,
-    check_keys,
-)
+    check_python, check_packages, check_cpu, check_memory, check_disk, check_gpu, check_git, check_dvc, check_remote,
+    check_model, check_engine, check_alfworld_data, check_store, check_keys, check_needs,
+)  # fmt: skip
 
 
 def main(root: Path = Path()) -> int:

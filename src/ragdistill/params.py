@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from ragdistill.checks import contradictions, explain
+from ragdistill.checks import contradictions, explain, yaml_fault
 from ragdistill.errors import ConfigError
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
+Seed = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0.0)]
 NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0.0)]
@@ -175,7 +176,7 @@ class RecipeParams(Section, frozen=True):
 
 class SftParams(Section, frozen=True):
     variants: tuple[Literal["sft", "distilled", "sft_retry", "distilled_random"], ...]
-    seeds: tuple[int, ...]
+    seeds: tuple[Seed, ...]
     include_base_successes: bool
     checkpoint_steps: Positive
     recipe: RecipeParams
@@ -230,7 +231,7 @@ class RayParams(Section, frozen=True):
 class Params(Section, frozen=True):
     """All of `params.yaml`."""
 
-    seed: int
+    seed: Seed
     label: str
     env: EnvParams
     agent: AgentParams
@@ -254,13 +255,18 @@ class Params(Section, frozen=True):
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
-    """Read and check `path`; `ConfigError` names the key, and the nearest valid one if it is unknown."""
+    """Read and check `path`; `ConfigError` names the key, and the nearest valid one if it is unknown.
+
+    It is read as DVC reads and writes it, by YAML 1.2: to 1.1, its `5e-05` would be a text.
+    """
+    from ruamel.yaml import YAML, YAMLError
+
     try:
-        raw = msgspec.yaml.decode(path.read_bytes())
+        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; run from the project's root.") from None
-    except msgspec.DecodeError as e:
-        raise ConfigError(f"{path} is not valid YAML: {e}.") from None
+    except (YAMLError, ValueError, RecursionError) as e:
+        raise ConfigError(f"{path} is not valid YAML: {yaml_fault(e)}.") from None
     return convert_params(raw, str(path))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ragdistill.checks import yaml_fault
 from ragdistill.errors import ConfigError
 from ragdistill.files import write_atomic
 from ragdistill.params import Params, convert_params, load_params
@@ -46,14 +47,15 @@ def _nodes(name: str, folder: Path) -> dict[str, Any]:
 def _flat_file(path: Path) -> dict[str, Any]:
     from ruamel.yaml.error import YAMLError
 
-    reader, text = _editor(), path.read_text(encoding="utf-8")
+    reader = _editor()
     try:
+        text = path.read_text(encoding="utf-8")
         if path.suffix == ".yaml":
             return dict(_leaves(reader.load(text) or {}))
         lines = [line.split("#")[0].strip() for line in text.splitlines()]
         return {k.strip(): reader.load(v) for k, _, v in (line.partition("=") for line in lines if line)}
-    except (YAMLError, AttributeError) as e:
-        raise ConfigError(f"{path} is not a YAML mapping of parameters ({e}).") from None
+    except (YAMLError, ValueError, RecursionError, AttributeError) as e:
+        raise ConfigError(f"{path} is not a YAML mapping of parameters ({yaml_fault(e)}).") from None
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -56,8 +56,8 @@ class Pool(Protocol):
     def lease(self) -> AbstractAsyncContextManager[AsyncEnv]: ...
 
 
-Retrieve = Callable[[str, str, int], Sequence[Hint] | Awaitable[Sequence[Hint]]]
-"""(bucket, goal, seed) → hints, called once an episode, at its start; awaited where a model chooses them."""
+Retrieve = Callable[[str, str, int], Sequence[Hint] | Awaitable[tuple[Sequence[Hint], Usage]]]
+"""(bucket, goal, seed) → hints, called once an episode, at its start; a model that chooses is awaited and costs."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class Episode:
         self.first = observation = _writable(await env.reset(self.task))
         if s.retrieve:
             found = s.retrieve(observation.bucket, observation.goal, self.seed)
-            self.hints = await found if isawaitable(found) else found
+            self.hints, self.usage = await found if isawaitable(found) else (found, self.usage)
         while True:
             budget = min(s.limits.context_tokens, context_limit(model)) - s.limits.reply_tokens
             chat = fit(self._chat(), budget, model.count_tokens)

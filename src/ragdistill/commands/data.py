@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 import zipfile
+import zlib
 from importlib.resources import files
 from pathlib import Path
 
 import msgspec
 
-from ragdistill.downloads import Source, fetch
+from ragdistill.downloads import NOTED, Source, fetch
 from ragdistill.errors import ConfigError, DataError
+from ragdistill.files import TEMPORARY
 from ragdistill.progress import bar, display
 
 FOLDER = Path("data/official")
@@ -68,10 +72,18 @@ def _import(source: Source, folder: Path) -> None:
 
 
 def _unpack(path: Path, folder: Path) -> None:
-    """Extract a zip; its members cannot leave `folder` (zipfile drops `..` and leading slashes)."""
+    """Extract what is missing or cut off of a zip; its members cannot leave `folder` (zipfile drops `..` and `/`).
+
+    A member gets its name once it is whole: after a kill or on a full disk what is there is complete.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = [m for m in archive.infolist() if not (folder / m.filename).exists()]
-            archive.extractall(folder, members)
-    except zipfile.BadZipFile:
-        raise DataError(f"{path} is no zip file; delete it and run this again.") from None
+        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(dir=folder, suffix=TEMPORARY) as draft:
+            for member in (m for m in archive.infolist() if not m.is_dir()):
+                there = folder / member.filename
+                if not there.is_file() or there.stat().st_size != member.file_size:
+                    whole = Path(archive.extract(member, draft))
+                    place = folder / whole.relative_to(draft)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(whole, place)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as e:
+        raise DataError(f"{path} is damaged ({e}); delete it and {folder / NOTED}, and run this again.") from None

@@ -23,7 +23,7 @@ from ragdistill.hints.prompts import render
 from ragdistill.hints.retrieve import Ranker
 from ragdistill.hints.transcript import clip
 from ragdistill.llm import Sampling
-from ragdistill.records import Hint, Message, digest
+from ragdistill.records import Hint, Message, Usage, digest
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts → one unit vector each."""
@@ -110,12 +110,12 @@ class LlmChoice:
     def ranker(self) -> Ranker:
         """Behind the common interface."""
         wording = (render("system"), render("choose", goal="", hints="", k=""))
-        return Ranker(self.pick, digest("llm-1", CALL_VERSION, self.asker.model.fingerprint(), wording))
+        return Ranker(self.pick, digest("llm-2", CALL_VERSION, self.asker.model.fingerprint(), wording))
 
-    async def pick(self, goal: str, hints: Sequence[Hint], k: int) -> list[Hint]:
-        """At most k hints; no call is made where there is nothing to choose."""
+    async def pick(self, goal: str, hints: Sequence[Hint], k: int) -> tuple[list[Hint], Usage]:
+        """At most k hints, and what the choice cost; no call is made where there is nothing to choose."""
         if len(hints) <= k or k == 0:
-            return list(hints[:k])
+            return list(hints[:k]), Usage()
         listed = "\n".join(f"{i}. {h.text}" for i, h in enumerate(hints, 1))
         question = render("choose", goal=clip(goal, _GOAL), hints=listed, k=k)
         chat = [Message(role="system", content=render("system")), Message(role="user", content=question)]
@@ -126,4 +126,4 @@ class LlmChoice:
             numbers = []
         chosen = [hints[n - 1] for n in dict.fromkeys(numbers) if 0 < n <= len(hints)]
         self.fallbacks += not chosen
-        return (chosen or list(hints))[:k]
+        return (chosen or list(hints))[:k], reply.usage

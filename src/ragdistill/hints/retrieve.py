@@ -13,12 +13,14 @@ from typing import Literal
 
 from ragdistill.hints.bank import Bank, hints_of, rank
 from ragdistill.hints.templates import ROLES, placeholders
-from ragdistill.records import Hint, digest, seed_of
+from ragdistill.records import Hint, Usage, digest, seed_of
 
 How = Literal["retrieved", "random", "constant"]
 
-Pick = Callable[[str, Sequence[Hint], int], Sequence[Hint] | Awaitable[Sequence[Hint]]]
-"""(goal, the bucket's hints in the order of `evidence`, k) → at most k of them, best first."""
+Picked = Sequence[Hint] | Awaitable[tuple[Sequence[Hint], Usage]]
+"""Hints, best first; where a model picks, to be awaited, with what the call cost, which the episode pays."""
+Pick = Callable[[str, Sequence[Hint], int], Picked]
+"""(goal, the bucket's hints in the order of `evidence`, k) → at most k of them."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,12 @@ def by_evidence(goal: str, hints: Collection[Hint], k: int) -> list[Hint]:
 EVIDENCE = Ranker(by_evidence)
 
 
-def retriever(
-    bank: Bank, k: int, how: How, ranker: Ranker = EVIDENCE
-) -> Callable[[str, str, int], Sequence[Hint] | Awaitable[Sequence[Hint]]]:
+def retriever(bank: Bank, k: int, how: How, ranker: Ranker = EVIDENCE) -> Callable[[str, str, int], Picked]:
     """(bucket, goal, seed) → hints of `bank`; `ranker` matters for `retrieved` only."""
     if how != "retrieved":
         return lambda bucket, goal, seed: retrieve(bank, bucket, goal, k, how, seed)
 
-    def ranked(bucket: str, goal: str, seed: int) -> Sequence[Hint] | Awaitable[Sequence[Hint]]:
+    def ranked(bucket: str, goal: str, seed: int) -> Picked:
         own = retrieve(bank, bucket, goal, len(hints_of(bank)))
         return ranker.pick(goal, own, k)
 

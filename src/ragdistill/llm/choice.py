@@ -1,4 +1,4 @@
-"""Which engine plays a model here: read from its configuration and from the machine, before anything is computed.
+"""Which engine plays a model here, and what a run lacks here: read from the machine, before anything is computed.
 
 Nothing of an adapter counts, and a cold start changes no configuration: so the raw model, the base and its students
 get one answer, and what they played can be compared. This module knows no weights, no engine and no stage.
@@ -6,12 +6,16 @@ get one answer, and what they played can be compared. This module knows no weigh
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from ragdistill.checks import calls_endpoint, no_4_bits
 from ragdistill.errors import ConfigError, IdentityError
 from ragdistill.llm import cpu_env
+from ragdistill.llm.keys import api_key
+from ragdistill.params import Params
 from ragdistill.records import read_json
 
 LLAMA = "llama"
@@ -66,6 +70,17 @@ def best_device() -> Literal["cpu", "cuda"]:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def unmet(p: Params, cuda: bool) -> Iterator[str]:
+    """What `p` asks for and this machine has not, and what to do, a sentence each; `cuda`: whether it has a device."""
+    if p.sft.variants and (lack := no_4_bits(p.sft.recipe.quantize, cuda)):
+        yield lack
+    if calls_endpoint(p):
+        try:
+            api_key(p.endpoint.api_key_env)
+        except ConfigError as e:
+            yield str(e)
 
 
 def has_openvino() -> bool:

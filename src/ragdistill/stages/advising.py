@@ -40,7 +40,7 @@ class Retrieval:
         a = self.choice.asker
         return (
             f"; hints chosen by {a.calls} calls ({a.replayed} from the journal, {self.choice.fallbacks} unusable, "
-            f"{a.usage.billed} tokens)"
+            f"{a.usage.billed:,} of the tokens)"
         )
 
 

@@ -1,20 +1,24 @@
 """Stage `base`: fetches the untouched model (`models/raw`) and says which model teaches (`models/teacher`).
 
-It says too what will play them on this machine, and refuses here what no engine could, before anything is trained.
+It says too what will play them on this machine, and refuses here what no engine could, and what a later
+stage would find missing (4 bits, an API key), before anything is trained, played or paid.
 """
 
 from __future__ import annotations
 
 import shutil
 
+from ragdistill.errors import ConfigError
 from ragdistill.journal import cache_dir
-from ragdistill.llm.choice import IN_PROCESS, choose
+from ragdistill.llm.choice import IN_PROCESS, best_device, choose, unmet
 from ragdistill.llm.weights import model_fingerprint, resolve_model
 from ragdistill.params import Params
 from ragdistill.stages.common import RAW, TEACHER, link_tree, run_stage
 
 
 def body(params: Params) -> str:
+    for lack in unmet(params, best_device() == "cuda"):
+        raise ConfigError(lack)
     link_tree(resolve_model(params.model.base, cache_dir("models")), RAW)
     shutil.rmtree(TEACHER, ignore_errors=True)
     if params.model.teacher is None:

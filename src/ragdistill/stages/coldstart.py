@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 from ragdistill.journal import cache_dir
 from ragdistill.llm import cpu_env
@@ -10,6 +11,9 @@ from ragdistill.llm.weights import save_merged
 from ragdistill.params import Params
 from ragdistill.records import SftExample, read_jsonl
 from ragdistill.stages.common import BASE, DEMOS, RAW, link_tree, run_stage, training_line
+
+ADAPTER = Path(".cache/coldstart")
+"""Of this workspace, also where experiments that run at once share the rest."""
 
 
 def body(params: Params) -> str:
@@ -19,14 +23,13 @@ def body(params: Params) -> str:
     cpu_env.apply()
     from ragdistill.training.once import train_once
 
-    adapter = cache_dir("coldstart")
     result = train_once(
-        read_jsonl(DEMOS, SftExample), RAW, adapter, params.coldstart.lora, params.seed, cache_dir(),
+        read_jsonl(DEMOS, SftExample), RAW, ADAPTER, params.coldstart.lora, params.seed, cache_dir(),
         params.sft.checkpoint_steps, training=params.training,
     )  # fmt: skip
-    save_merged(RAW, adapter, BASE, "coldstart")
+    save_merged(RAW, ADAPTER, BASE, "coldstart")
     for name in ("training.json", "loss.csv"):
-        shutil.copy(adapter / name, BASE / f"coldstart_{name}")
+        shutil.copy(ADAPTER / name, BASE / f"coldstart_{name}")
     return training_line(result)
 
 

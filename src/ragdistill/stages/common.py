@@ -110,10 +110,14 @@ def read_timing() -> dict[str, Timing]:
 
 
 def link_tree(source: Path, dest: Path) -> None:
-    """Copy a directory, by hard links where the file system allows."""
+    """Copy a directory, by hard links where the file system allows; what symbolic links lead to comes as files."""
+
+    def hard_link(file: str, to: str) -> None:
+        os.link(os.path.realpath(file), to)  # the Hugging Face hub's snapshots are relative symbolic links
+
     shutil.rmtree(dest, ignore_errors=True)
     try:
-        shutil.copytree(source, dest, copy_function=os.link)
+        shutil.copytree(source, dest, copy_function=hard_link)
     except OSError:
         shutil.rmtree(dest, ignore_errors=True)
         shutil.copytree(source, dest)

@@ -36,7 +36,7 @@ from ragdistill.stages.common import (
     run_stage,
 )  # fmt: skip
 from ragdistill.stages.defaults import primary
-from ragdistill.stages.spending import collect
+from ragdistill.stages.spending import SERVED, collect
 
 
 def runs(params: Params) -> list[Path]:
@@ -62,6 +62,12 @@ def engines(folders: Sequence[Path]) -> dict[str, str]:
         return msgspec.convert(read_json(path), Engine).words() if path.is_file() else UNRECORDED
 
     return {f.name: said(f / ENGINE) for f in folders}
+
+
+def player(params: Params) -> dict[str, str]:
+    """What the untrained policies are, as the page calls it, and its name: the base, or the served model."""
+    served = params.model.engine == SERVED
+    return {"served model": params.endpoint.model} if served else {"base model": params.model.base}
 
 
 def body(params: Params) -> str:
@@ -100,10 +106,10 @@ def body(params: Params) -> str:
         timings=timing,
         spending=spending,
         engines=players,
-        paper=compare(metrics, params.model.base),
+        paper=compare(metrics, *player(params).values()),
         bootstrap=params.report.bootstrap,
         at_once=params.model.concurrency,
-        provenance={"environment": read_json(IDENTITY)["environment"], "base model": params.model.base},
+        provenance={"environment": read_json(IDENTITY)["environment"]} | player(params),
         coldstart=params.coldstart.enabled,
         group=defaults_of(make_domain(params.env)).group,
     )

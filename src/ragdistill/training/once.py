@@ -6,9 +6,11 @@ holds everything that decides the result, and no code: a change of the trainer's
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -46,7 +48,7 @@ def train_once(  # noqa: PLR0913 - what is trained, on what, where to, and how
     chats = [[(m.role, m.content) for m in e.messages] for e in examples]
     key = digest("adapter", TRAINER_VERSION, model_fingerprint(base_dir), chats, lora, seed, *recipe_key(recipe))
     kept = cache / "adapters" / key
-    with progress.bar("optimiser steps") as steps:
+    with _alone(cache / "locks" / key, out_dir.name), progress.bar("optimiser steps") as steps:
         known = (kept / BASE_IDENTITY).is_file()  # written last
         if not known:
             label, checkpoints, count = out_dir.name, cache / "checkpoints", processes(training, recipe.quantize)
@@ -69,6 +71,22 @@ def train_once(  # noqa: PLR0913 - what is trained, on what, where to, and how
         result = msgspec.json.decode((out_dir / "training.json").read_bytes(), type=SftResult)
         steps.at(result.steps, result.steps if known else steps.replayed)
     return result
+
+
+@contextmanager
+def _alone(lock: Path, label: str) -> Iterator[None]:
+    """Experiments that run at once share checkpoints and adapters: one trains, the others take what it made.
+
+    The kernel lets go of the lock when the process ends, however it does.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{label}: another run trains this adapter; waiting for it", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def say(bar: progress.Bar) -> Callable[[int, int, float, float], None]:

@@ -12,7 +12,6 @@ import time
 import types
 from collections.abc import Callable
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from ragdistill.checks import no_4_bits
 from ragdistill.errors import ConfigError
 from ragdistill.files import write_atomic
 from ragdistill.llm.weights import check_model_dir
@@ -64,9 +64,8 @@ def _in_4_bits(precision: torch.dtype, device: str, quantize: str) -> dict[str, 
     """Loading options of QLoRA (arXiv 2305.14314): NF4 with double quantisation; none without `quantize`."""
     if quantize == "none":
         return {}
-    if device != "cuda" or find_spec("bitsandbytes") is None:
-        what = "a CUDA device" if device != "cuda" else "the package bitsandbytes"
-        raise ConfigError(f"sft.recipe.quantize is {quantize}, which needs {what}; install it or set quantize: none.")
+    if lack := no_4_bits(quantize, device == "cuda"):
+        raise ConfigError(lack)
     from transformers import BitsAndBytesConfig
 
     config = BitsAndBytesConfig(
