@@ -19,6 +19,7 @@ from ragdistill.params import Params, load_params
 from ragdistill.stages import base as base_stage
 from ragdistill.stages.playing import open_model
 from tests.llm_toys import toy_model
+from tests.misbehaving import KEY
 
 import torch  # isort: skip  (after the toys, which prepare the process)
 from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config  # isort: skip
@@ -144,12 +145,12 @@ def test_the_first_stage_names_the_engine_and_refuses_before_anything_is_trained
 @pytest.mark.parametrize(
     ("has", "key", "change", "says"),
     [
-        ((False, True), "sk", {}, "needs a CUDA device"),
-        ((True, False), "sk", {}, "needs the package bitsandbytes; `pip install bitsandbytes`"),
+        ((False, True), KEY, {}, "needs a CUDA device"),
+        ((True, False), KEY, {}, "needs the package bitsandbytes; `pip install bitsandbytes`"),
         ((True, True), "", {}, "OPENAI_API_KEY is not set"),
-        ((False, False), "sk", {"sft": {"variants": ()}}, None),
+        ((False, False), KEY, {"sft": {"variants": ()}}, None),
         ((True, True), "", {"hints": {"extractor": "offline"}}, None),
-        ((True, True), "sk", {}, None),
+        ((True, True), KEY, {}, None),
     ],
     ids=["cpu", "package", "key", "no students", "no hints by GPT-4o", "all there"],
 )
