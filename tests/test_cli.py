@@ -236,13 +236,14 @@ def test_a_champion_of_another_base_is_named_and_can_be_passed_over(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     monkeypatch.setattr(promote, "_evaluate", evaluate)
-    moved: list[str] = []
-    monkeypatch.setattr(champions, "champion_and_challenger", lambda *_: champions.Aliases("1", "2"))
-    monkeypatch.setattr(champions, "promote", lambda store, name, version, *_: moved.append(version))
+    moved: list[champions.Aliases] = []
+    there = champions.Aliases("1", "2")
+    monkeypatch.setattr(champions, "champion_and_challenger", lambda *_: there)
+    monkeypatch.setattr(champions, "promote", lambda store, name, played, *_: moved.append(played))
     with pytest.raises(ConfigError, match=r"Version 1 .* another base.*--new-base"):
         promote.promote(0.0)
     assert promote.promote(0.0, new_base=True) == 0
-    assert (moved, asked) == (["2"], ["challenger", "champion", "challenger", "base"])
+    assert (moved, asked) == ([there], ["challenger", "champion", "challenger", "base"])
 
 
 def test_who_promotes_has_a_name_even_where_the_system_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
