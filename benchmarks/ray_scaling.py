@@ -105,13 +105,14 @@ async def run(params: Params, sizes: Sequence[int], rounds: int, address: str | 
         policy="look", run="0", agent=make_agent(params.agent.name), limits=params.agent, max_steps=STEPS,
         temperature=0.0, environment=domain.fingerprint(), model="look",
     )  # fmt: skip
-    factory = domain.env_factory(cache, False)
-    sides = [Side("processes", n, EnvPool(factory, n, -(-AT_ONCE // n), 10_000)) for n in sizes]
+    factory, cluster = domain.env_factory(cache, False), None
     if address:
         cluster = Cluster(connect(address), cache)
         room = sum(cluster.rooms().values())
         if sizes[-1] > room:  # the rest would find no room, and fewer would be measured than stand in the table
             raise SystemExit(f"The cluster has {room} CPUs, an actor each; give fewer --workers than {sizes[-1]}.")
+    sides = [Side("processes", n, EnvPool(factory, n, -(-AT_ONCE // n), 10_000)) for n in sizes]
+    if cluster:
         there = partial(open_on_node, params.env, False, identity_of(domain, params.env), cache)
         sides += [Side("actors", n, EnvPool(there, n, -(-AT_ONCE // n), 10_000, opener=cluster.open)) for n in sizes]
         print(f"nodes (CPUs): {sorted(cluster.rooms().values())}")

@@ -7,6 +7,7 @@ and no message here repeats one. Knows what the sections mean, not how they are 
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -66,6 +67,14 @@ def address_fault(address: str) -> str:
     return "" if named and plain else "is no http(s) address"
 
 
+def is_loopback(host: str) -> bool:
+    """Whether `host` is a name or an address of this machine that others cannot reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def contradictions(p: Params) -> Iterator[str]:
     """Values that are valid alone and wrong together, or where they stand; found before hours are spent on them."""
     lessons = {"distilled": "hints", "sft_retry": "retry", "distilled_random": "random"}
@@ -91,11 +100,6 @@ def contradictions(p: Params) -> Iterator[str]:
     if p.training.launch == "one" and (count := p.training.processes or 1) > 1:
         yield f"training.launch is one, but training.processes is {count}; set it to null, or launch: auto."
     yield from _servers(p)
-
-
-def asks_endpoint(p: Params) -> bool:
-    """Whether any parameter names the served model."""
-    return "endpoint" in (p.model.engine, p.model.teacher, p.hints.llm.model, p.hints.ranker_model)
 
 
 def calls_endpoint(p: Params) -> bool:
@@ -126,7 +130,7 @@ def _servers(p: Params) -> Iterator[str]:
             f"model.engine is endpoint, but a served model cannot play the students of sft.variants {p.sft.variants}; "
             "let it teach (model.teacher: endpoint) and set model.engine: auto or vllm, or empty sft.variants."
         )
-    if asks_endpoint(p) and not (e.prices.prompt or e.prices.completion) and e.budget is not None:
+    if calls_endpoint(p) and not (e.prices.prompt or e.prices.completion) and e.budget is not None:
         yield "endpoint.budget cannot be kept while endpoint.prices are 0; set the prices, or budget: null."
     if p.vllm.url is not None and (fault := address_fault(p.vllm.url)):
         yield f"vllm.url {fault}; give http://host:8000/v1, and put the key into the variable VLLM_API_KEY."

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 import os
 import signal
 import socket
@@ -28,6 +27,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from ragdistill.checks import is_loopback
 from ragdistill.errors import ConfigError, RagdistillError
 from ragdistill.llm import ChatModel, Reply, Sampling
 from ragdistill.records import Message
@@ -139,7 +139,7 @@ def run(model: ChatModel, name: str, host: str, port: int, concurrency: int, rea
     taken, or when others could reach the server and no key is set.
     """
     key = os.environ.get(KEY_ENV, "")
-    local = _is_loopback(host)
+    local = is_loopback(host)
     if not local and not key:
         raise ConfigError(f"{host} can be reached by others; set {KEY_ENV} to a key that clients must send.")
     with _bound(host, port) as sock:
@@ -164,13 +164,6 @@ def _bound(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as e:
         raise ConfigError(f"{host}:{port} cannot be served ({e}); choose another --host or --port.") from None
     return sock
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 async def _body(request: Request) -> bytes:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ragdistill.checks import is_loopback
 from ragdistill.errors import ConfigError, EnvironmentFault
 from ragdistill.llm.keys import clean, read_key
 from ragdistill.llm.weights import adapter_fingerprint, check_adapter, check_model_dir, model_fingerprint
@@ -151,7 +152,7 @@ class VllmServer:
 
 def on_this_machine(url: str) -> bool:
     """Whether `url` is this machine's own, which no proxy of the environment can reach."""
-    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    return is_loopback(urlsplit(url).hostname or "")
 
 
 def deciding(args: Sequence[str]) -> list[str]:

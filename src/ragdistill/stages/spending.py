@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ragdistill.checks import asks_endpoint
+from ragdistill.checks import calls_endpoint
 from ragdistill.journal import cache_dir
 from ragdistill.llm import ChatModel
 from ragdistill.llm.ledger import UNTOLD, Account, Spent, spending
@@ -52,4 +52,4 @@ def line(a: Account) -> str:
 
 def collect(params: Params) -> list[Spent]:
     """What all runs of this project have spent, a row for each stage and model; none where no model is served."""
-    return spending(ledger_file()) if asks_endpoint(params) else []
+    return spending(ledger_file()) if calls_endpoint(params) else []
