@@ -97,6 +97,7 @@ def test_a_wrong_type_or_range_is_refused_by_name(key: str, value: Any) -> None:
 @pytest.mark.parametrize(("section", "key"), [("model", "teacher"), ("hints", "ranker_model")])
 def test_a_budget_without_prices_is_refused_once_the_endpoint_is_used(section: str, key: str) -> None:
     raw = changed("endpoint.prices", {"prompt": 0.0, "cached": 0.0, "completion": 0.0})
+    raw["hints"]["ranker"] = "llm"
     convert_params(raw)
     raw[section][key] = "endpoint"
     with pytest.raises(ConfigError, match=r"endpoint\.budget cannot be kept"):

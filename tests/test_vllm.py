@@ -31,7 +31,7 @@ from ragdistill.llm.weights import load_merged
 from ragdistill.params import load_params
 from ragdistill.records import Message
 from ragdistill.serving import parity, vllm
-from ragdistill.serving.vllm import PYTHON_ENV, VllmServer, interpreter
+from ragdistill.serving.vllm import PYTHON_ENV, VllmServer, interpreter, whole_prompts
 from ragdistill.serving.vllm_chat import VllmChat
 from ragdistill.stages.playing import open_model
 from tests.llm_toys import toy_model, toy_tokenizer
@@ -339,6 +339,7 @@ def test_the_engine_of_the_parameters_starts_one_or_asks_a_given_one(
     params = change(params, model=change(params.model, engine="vllm"))
     own = open_model(params, base, adapter)
     assert "distilled-0" in ask(own, CHATS[0][:1]).text
+    assert ("--no-enable-chunked-prefill" in started(fake)["argv"]) == (not torch.cuda.is_available())
     own.close()
     quick = change(params, vllm=change(params.vllm, args=("--max-num-seqs", "8", "--swap-space=1")))
     exact = change(quick, model=change(params.model, dtype="float32"))
@@ -374,7 +375,7 @@ def real(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) ->
     if not os.environ.get(PYTHON_ENV):
         pytest.skip(f"vLLM is optional: {PYTHON_ENV} names no interpreter")
     log = tmp_path_factory.mktemp("vllm") / "server.log"
-    args = ("--dtype", "float32", "--max-loras", "1")
+    args = ("--dtype", "float32", "--max-loras", "1", *([] if torch.cuda.is_available() else whole_prompts(1024)))
     with vllm.start(interpreter(None), base, [adapter], log, 1024, 600, args) as server:
         yield server
 
@@ -403,3 +404,19 @@ def test_real_vllm_says_what_our_engine_says_and_keeps_students_apart(
     assert row.ok and (row.base_agreement or 0) < 1.0
     for model in served.values():
         model.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_real_vllm_survives_many_long_prompts_of_sampled_episodes_at_once(real: VllmServer, base: Path) -> None:
+    """vLLM reads prompts in parts where they exceed its batch, and on CPUs that ended it: each request has a seed."""
+    model = VllmChat(real, base, None, 24, lambda: None)
+    turns = [[Message(role="user", content=f"{i} " + "look " * 200)] for i in range(24)]
+    assert sum(len(FORM.prompt_ids(t)) for t in turns) > 4096, "more than one batch"
+
+    async def sampled() -> list[Reply]:
+        drawn = [Sampling(temperature=1.0, seed=i, max_tokens=8) for i in range(len(turns))]
+        return await asyncio.gather(*map(model.chat, turns, drawn))
+
+    assert len(asyncio.run(sampled())) == len(turns) and real.healthy()
+    model.close()

@@ -188,6 +188,11 @@ def command(python: Path, base: Path, port: int, context: int, ranks: int, args:
     ]  # fmt: skip
 
 
+def whole_prompts(context: int) -> list[str]:
+    """Arguments for CPUs: there a seeded request whose prompt is read in parts ends vLLM 0.32 ("… use offset")."""
+    return ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(context, 4096))]
+
+
 def base_name(base: Path) -> str:
     """Model name of the base on a server of ours."""
     return f"base-{model_fingerprint(base)[:12]}"

@@ -24,7 +24,7 @@ from ragdistill.envs.pool import EnvPool
 from ragdistill.errors import ConfigError, EnvironmentFault
 from ragdistill.journal import Journal, cache_dir
 from ragdistill.llm import ChatModel, cpu_env
-from ragdistill.llm.choice import choose
+from ragdistill.llm.choice import best_device, choose
 from ragdistill.llm.weights import check_adapter, check_model_dir, context_of
 from ragdistill.params import Params
 from ragdistill.records import Step, StopReason, Task, Trajectory, read_json
@@ -100,7 +100,8 @@ def _vllm(params: Params, directory: Path, adapter: Path | None, context: int) -
     else:
         python, log = vllm.interpreter(given.python), cache_dir("vllm", "server.log")
         room, adapters = context_of(directory, context), [adapter] if adapter else []
-        server = vllm.start(python, directory, adapters, log, room, given.start_timeout, args)
+        sure = () if best_device() == "cuda" else vllm.whole_prompts(room)
+        server = vllm.start(python, directory, adapters, log, room, given.start_timeout, [*sure, *args])
     try:
         return VllmChat(server, directory, adapter, params.model.concurrency, server.stop, context, args)
     except BaseException:
