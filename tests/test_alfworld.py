@@ -318,5 +318,5 @@ def test_official_games_win_with_their_walkthrough(official: Path) -> None:
 def test_only_official_split_names_are_accepted(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="valid_train"):
         official_tasks(tmp_path, "valid_train")
-    with pytest.raises(DataError, match="alfworld-download"):
+    with pytest.raises(DataError, match="ragdistill data alfworld"):
         official_tasks(tmp_path, "valid_unseen")

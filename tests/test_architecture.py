@@ -133,6 +133,12 @@ def test_every_room_has_its_place_in_the_layers() -> None:
     assert not known - rooms, f"these rooms are gone, drop their layer: {sorted(known - rooms)}"
 
 
+def test_contributors_are_told_the_layers_as_they_are() -> None:
+    text = " ".join((ROOT / "CONTRIBUTING.md").read_text().split())
+    told = text.partition("Imports flow one way: ")[2].partition(". ")[0].split("←")
+    assert [set(re.findall(r"`(\w+)`", part)) for part in told] == list(LAYERS)
+
+
 def test_imports_flow_one_way() -> None:
     known = set().union(*LAYERS)
     wrong = [

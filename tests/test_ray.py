@@ -37,7 +37,7 @@ from tests.scripted_policy import play as policy
 from tests.test_params import changed
 from tests.test_pool import Toy, task
 
-needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (pip install 'ragdistill[ray]')")
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (pip install -e '.[ray]')")
 ATTEMPTS = 4
 ROOT = Path(__file__).resolve().parents[1]
 DEADLINE = 600.0
@@ -262,7 +262,7 @@ def test_an_address_that_is_none_is_refused_when_it_is_read(address: str) -> Non
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
 def test_without_ray_one_sentence_says_what_to_install() -> None:
-    with pytest.raises(ConfigError, match=r"ragdistill\[ray\]"):
+    with pytest.raises(ConfigError, match=r"pip install -c constraints\.txt -e '\.\[ray\]'"):
         connect("auto")
 
 

@@ -229,6 +229,18 @@ def test_doctor_reads_every_line_on_an_empty_folder(tmp_path: Path) -> None:
     assert checks["engine"].status == "ok"
 
 
+def test_doctor_asks_for_the_memory_that_a_run_was_measured_to_take() -> None:
+    measured = re.search(r"peak memory, engine and environments [^:]*: ([\d.]+) GB", read("docs/measured.md"))
+    told = re.search(r"([\d.]+) GB of free memory", read("README.md"))
+    assert measured and told
+    assert float(measured[1]) <= doctor.MIN_MEMORY_GIB * 1024**3 / 1e9 <= float(told[1])
+
+
+def read(name: str) -> str:
+    """The text of a document on one line."""
+    return " ".join((ROOT / name).read_text().split())
+
+
 def test_doctor_never_prints_a_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,7 +70,7 @@ class Projection:
     adapter: Path | None
     """Directory to register; None when nothing was trained."""
     tags: Mapping[str, str]
-    """With `DVC_EXP_NAME` the alias `challenger` stays: a queued experiment must not displace the workspace's own."""
+    """With `DVC_EXP_NAME` the alias `challenger` stays: an experiment, queued or not, displaces no `dvc repro`'s."""
 
 
 @recorded

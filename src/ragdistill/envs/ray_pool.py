@@ -53,7 +53,8 @@ def connect(address: str) -> ModuleType:
         ray = import_module("ray")
     except ImportError:
         raise ConfigError(
-            "ray.address is set, but Ray is not installed; pip install 'ragdistill[ray]', or set ray.address: null."
+            "ray.address is set, but Ray is not installed; in the project's root run "
+            "`.venv/bin/pip install -c constraints.txt -e '.[ray]'`, or set ray.address: null."
         ) from None
     place = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     if ":" in place and "://" not in place and (silence := _silence(place)):

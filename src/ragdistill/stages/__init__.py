@@ -1,4 +1,4 @@
-"""One module a DVC stage: `main()` does the I/O around one function of another room. No stage imports another.
+"""One module a DVC stage: `body(params)` does the I/O around functions of other rooms. No stage imports another.
 
 Ctrl-C while a stage's imports still run is one line too; from then on `common.run_stage` answers it.
 """

@@ -37,7 +37,7 @@ def official_tasks(root: Path, split: str) -> list[Task]:
     if split not in SPLITS:
         raise ConfigError(f"{split!r} is not an official split; use one of {', '.join(SPLITS)}.")
     if not (root / split).is_dir():
-        raise DataError(f"The official split {split} is not under {VARIABLE}; run alfworld-download.")
+        raise DataError(f"The official split {split} is not under {VARIABLE}; `ragdistill data alfworld` fetches it.")
     tasks = [_task(root, split, path) for path in sorted((root / split).glob("*/*/game.tw-pddl"))]
     return [t for t in tasks if t is not None]
 
