@@ -51,7 +51,16 @@ def test_any_text_parses_to_one_bounded_line_that_is_read_back_the_same(style: s
     for reply in (text, f"Action: {text}", f"Thought: {text}\nAction:{text * 3}"):
         parsed = agent.parse(reply)
         assert len(parsed.action) <= 200 and "\n" not in parsed.action + parsed.thought
-        assert agent.parse(agent.reply("x", parsed.action)).action.split() == parsed.action.split()
+        assert len(parsed.action.splitlines()) <= 1
+        assert agent.parse(agent.reply("x", parsed.action)).action == parsed.action
+
+
+@pytest.mark.parametrize("label", ["8.4 ounce  |  250 ml", "8.4\xa0ounce", "a\tb"])
+def test_a_command_names_its_label_exactly(agent: Agent, label: str) -> None:
+    """A shop has labels with two spaces; with another number of them it is another label."""
+    action = f"click[{label}]"
+    assert agent.parse(f"Thought: I take it.\nAction: {action}").action == action
+    assert agent.parse(agent.reply("I take it.", action)).action == action
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ragdistill.agents.hint_block import render_hints
 from ragdistill.errors import ConfigError, DataError, EmptyResultError
-from ragdistill.hints.bank import Bank, build_bank, hints_of, load_bank, save_bank
+from ragdistill.hints.bank import Bank, build_bank, hints_of, load_bank
 from ragdistill.hints.mine import mine
 from ragdistill.hints.phrases import contrast_text
 from ragdistill.hints.retrieve import bank_key, retrieve, retriever
@@ -355,6 +355,8 @@ def test_buying_above_the_goal_s_bound_is_found_on_the_page_before_the_purchase(
     assert refusal(hint, 120) is None
     lost_otherwise = [shopping(RUGS, purchase("$19.99"), False, n + 6) for n in range(6)]
     from_to = [shopping(RUGS, purchase("$19.99 to $49.99"), False, n + 6) for n in range(6)]
+    measured = RUGS.replace("soft rugs", "soft rugs under 6 feet")
+    assert any(h.text == hint for h in build_probe([msgspec.structs.replace(t, goal=measured) for t in cheap + dear]))
     unbound = [msgspec.structs.replace(t, goal="Find me soft rugs") for t in cheap + dear]
     for rows in (cheap + lost_otherwise, cheap + from_to, unbound, cheap + dear[:1]):
         assert not [h for h in build_probe(rows) if h.text == hint]
@@ -514,7 +516,7 @@ def test_unsafe_text_is_quarantined_when_built_and_refused_when_loaded(text: str
 
 def test_a_saved_bank_loads_equal(tmp_path) -> None:
     bank, _ = build_bank(mine(corpus(), PARAMS), PARAMS)
-    save_bank(tmp_path / "bank.jsonl", bank)
+    write_jsonl(tmp_path / "bank.jsonl", hints_of(bank))
     assert load_bank(tmp_path / "bank.jsonl", PARAMS) == bank
 
 

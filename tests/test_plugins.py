@@ -399,6 +399,41 @@ def test_games_are_split_by_content_so_that_no_seed_repeats_a_training_game(tmp_
         DOORS.tasks("official_train", 1, 0, tmp_path)
 
 
+@pytest.mark.parametrize("verb", ["reset", "step"])
+@pytest.mark.parametrize("closes", [True, False])
+def test_an_environment_that_raised_is_closed(verb: str, closes: bool, tmp_path: Path) -> None:
+    """Whatever it holds (a server, a file) would stay open as long as the worker lives."""
+    closed: list[int] = []
+
+    class Breaking(Doors):
+        def reset(self, *, seed: int | None = None) -> tuple[str, dict[str, Any]]:
+            if verb == "reset":
+                raise ZeroDivisionError("bug in the game")
+            return super().reset(seed=seed)
+
+        def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+            raise ZeroDivisionError("bug in the game")
+
+        def close(self) -> None:
+            closed.append(1)
+            if not closes:
+                raise OSError("closed already")
+
+    if verb == "reset":
+        with pytest.raises(ZeroDivisionError):
+            GymnasiumDomain("breaking", Breaking, "1").tasks("test", 1, 0, tmp_path)
+        assert closed.pop()
+    slots, task = Slots(lambda: GymnasiumEnv(Breaking())), DOORS.tasks("test", 1, 0, tmp_path)[0]
+    if verb == "step":
+        slots.answer(0, "reset", task)
+    (name, text), _ = slots.answer(0, verb, task if verb == "reset" else "look")  # pyright: ignore[reportGeneralTypeIssues]
+    assert name == "EnvironmentFault" and "bug in the game" in text and closed == [1]
+    for slot in (1, 2):
+        slots.answer(slot, "prepare", "")
+    slots.close()
+    assert closed == [1] * 3, "one that cannot be closed leaves no other one open"
+
+
 def test_a_seed_that_gives_another_game_than_before_is_refused(tmp_path: Path) -> None:
     task = DOORS.tasks("train", 1, 0, tmp_path)[0]
     assert GymnasiumEnv(Doors()).reset(task).text

@@ -237,6 +237,22 @@ def test_a_reply_without_action_is_not_played_and_told_so(tmp_path: Path) -> Non
     assert done.invalid == 1 and done.steps[0].reply == "I wonder."
 
 
+def test_a_last_turn_without_action_keeps_what_was_earned_before_it(tmp_path: Path) -> None:
+    class Paying(ToyEnv):
+        async def step(self, action: str) -> Observation:
+            return Observation(text="Half way.", reward=0.5, parts={"way": 0.5})
+
+    class PayingPool(ToyPool):
+        @asynccontextmanager
+        async def lease(self) -> AsyncIterator[ToyEnv]:
+            yield Paying()
+
+    replies = [say("walk"), "I wonder."]
+    (done,) = play(tmp_path, lambda m, _: replies[len(m) > 2], TASKS[:1], pool=PayingPool(), max_steps=2)
+    assert (done.stop, done.reward, done.parts) == (StopReason.MAX_STEPS, 0.5, {"way": 0.5})
+    assert [s.reward for s in done.steps] == [0.5, 0.5] and not done.steps[1].valid
+
+
 def test_a_task_that_alone_exceeds_the_context_is_not_played(tmp_path: Path) -> None:
     limits = msgspec.structs.replace(LIMITS, context_tokens=20)
     (done,) = play(tmp_path, never, TASKS[:1], limits=limits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 from collections import Counter
 from pathlib import Path
@@ -15,17 +16,18 @@ from ragdistill.contamination import check_disjoint
 from ragdistill.envs import Demo, make_domain
 from ragdistill.envs.pool import EnvPool
 from ragdistill.envs.webshop import generator
-from ragdistill.envs.webshop.catalogue import Catalogue
+from ragdistill.envs.webshop.catalogue import Catalogue, ensure_catalogue
 from ragdistill.envs.webshop.demonstrator import choose, need_of
-from ragdistill.envs.webshop.domain import KINDS, WITH_OPTIONS, WebshopDomain
+from ragdistill.envs.webshop.domain import KINDS, MAX_TURNS, WITH_OPTIONS, WebshopDomain, play
 from ragdistill.envs.webshop.goals import gold_options
 from ragdistill.envs.webshop.houserules import GENERIC, GROUPS, RULE_WORDINGS
 from ragdistill.envs.webshop.sources import VARIABLE, catalogue_folder
-from ragdistill.envs.webshop.splits import split_of
+from ragdistill.envs.webshop.splits import family_of, split_of
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.hints.mine import mine
 from ragdistill.params import ColdstartParams, WebshopParams, load_params
 from ragdistill.records import Hint, Step, StopReason, Task, Trajectory
+from tests.webshop_small import product
 
 PARAMS = WebshopParams(
     goals="synthetic", infeasible="exclude", observation="chosen", attributes_page=False, products=None
@@ -92,7 +94,9 @@ def test_goals_with_options_are_types_of_their_own_and_the_primary_ones(tmp_path
 
 
 def test_a_second_listing_of_a_product_goes_where_the_first_one_is() -> None:
-    assert split_of("same title") == split_of("same title")
+    listings = [product(title=title) for title in ("Acme Cotton Shirt", "ACME  cotton\tshirt ", "Acme Cotton Shirts")]
+    same, again, other = map(family_of, listings)
+    assert same == again != other, "capitals and white space make no other product"
     shares = Counter(split_of(f"title {i}") for i in range(2000))
     assert 0.15 < shares["test"] / 2000 < 0.25 and 0.05 < shares["dev"] / 2000 < 0.11
 
@@ -233,7 +237,7 @@ def test_demonstrations_are_reproducible_short_and_of_their_own_products(tmp_pat
     assert {len(d.turns) for d in first} <= {3, 4, 5}
     catalogue = Catalogue(catalogue_folder(cache, PARAMS.products))
     bought = {t.action[6:-1] for d in first for t in d.turns if re.fullmatch(r"click\[[A-Z0-9]{10}\]", t.action)}
-    assert {split_of(" ".join(catalogue.product(a).title.lower().split())) for a in bought} == {"coldstart"}
+    assert {split_of(family_of(catalogue.product(a))) for a in bought} == {"coldstart"}
 
 
 @pytest.mark.parametrize("style", ["react", "stateact"])
@@ -261,6 +265,25 @@ def test_the_stated_selection_is_what_was_clicked_so_far_and_the_goal_the_instru
                 clicked.append(f"{group_of[label]}: {label}" if label in group_of else label)
         stated.update(";".join(clicked[:-1]).split(";")[1:])
     assert len(stated) > 10, "options are stated too, where there are some"
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_demonstrations_show_the_pages_that_the_game_shows(shown: bool) -> None:
+    made = WebshopDomain(msgspec.structs.replace(PARAMS, attributes_page=shown)).demonstrations(COLDSTART, 3, Path())
+    items = [pieces(t.observation) for d in made for t in d.turns if "Buy Now" in t.observation]
+    assert items and {"Attributes" in page for page in items} == {shown}
+
+
+def test_a_product_whose_need_finds_nothing_is_left_out(tmp_path: Path) -> None:
+    lost, found = product(instruction="Find me of the"), product(asin="B0SHIRT002", instruction="Find me cotton shirts")
+    asked = [msgspec.structs.replace(p, instruction_attributes=("easy care",)) for p in (lost, found)]
+    catalogue = Catalogue(ensure_catalogue(tmp_path / "c", lambda: asked, tuple))
+    assert catalogue.search("of the") == []
+    demo, suits = play(catalogue, asked[0], "plain", "", COLDSTART, random.Random(0), PARAMS)
+    assert not suits and not demo.won and len(demo.turns) == MAX_TURNS
+    demo, _ = play(catalogue, asked[1], "plain", "", COLDSTART, random.Random(0), PARAMS)
+    assert demo.turns[-1].action == "click[Buy Now]"
+    catalogue.close()
 
 
 def test_hint_wordings_are_as_short_as_mined_ones() -> None:

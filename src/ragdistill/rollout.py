@@ -230,7 +230,7 @@ class Episode:
         if parsed.action:
             observation = _writable(await env.step(parsed.action))
         else:
-            observation = Observation(text=NO_ACTION_TEXT, valid=False)
+            observation = Observation(text=NO_ACTION_TEXT, valid=False, reward=self.reward, parts=self.parts)
         self.done, self.reward, self.parts = observation.done, observation.reward, observation.parts
         self.steps.append(
             Step(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ragdistill.agents import Parsed
-from ragdistill.agents.turns import one_line, render_chat, split_action
+from ragdistill.agents.turns import render_chat, split_action, unbroken
 from ragdistill.records import Message, Step
 
 SYSTEM = "You play a text game. Each turn write one Action."
@@ -27,8 +27,8 @@ class Act:
 
     def parse(self, reply: str) -> Parsed:
         """The first `Action:` line counts, wherever it stands."""
-        return Parsed(thought="", action=one_line(split_action(reply)[1]))
+        return Parsed(thought="", action=split_action(reply)[1])
 
     def reply(self, thought: str, action: str, state: Mapping[str, str] | None = None) -> str:
         """An Act turn has no place for a `thought` or a `state`; both are left out."""
-        return f"Action: {one_line(action)}"
+        return f"Action: {unbroken(action)}"

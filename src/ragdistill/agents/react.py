@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ragdistill.agents import Parsed
-from ragdistill.agents.turns import one_line, render_chat, split_action, split_thought
+from ragdistill.agents.turns import one_line, render_chat, split_action, split_thought, unbroken
 from ragdistill.records import Message, Step
 
 SYSTEM = "You play a text game. Each turn write one Thought and one Action."
@@ -32,5 +32,5 @@ class ReAct:
 
     def reply(self, thought: str, action: str, state: Mapping[str, str] | None = None) -> str:
         """A ReAct turn has no place for a `state`; it is left out."""
-        thought, action = one_line(thought), one_line(action)
+        thought, action = one_line(thought), unbroken(action)
         return f"Thought: {thought}\nAction: {action}" if thought else f"Action: {action}"

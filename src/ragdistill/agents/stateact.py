@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ragdistill.agents import Parsed
-from ragdistill.agents.turns import LABELLED, one_line, render_chat, said, split_action, split_thought
+from ragdistill.agents.turns import LABELLED, one_line, render_chat, said, split_action, split_thought, unbroken
 from ragdistill.records import Message, Step
 
 SYSTEM = (
@@ -51,7 +51,7 @@ class StateAct:
             label, value = _label(match.group(1)), one_line(said(match))
             if label and value:
                 state.setdefault(label, value)
-        return Parsed(thought=one_line(thought), action=one_line(action), state=state)
+        return Parsed(thought=one_line(thought), action=action, state=state)
 
     def reply(self, thought: str, action: str, state: Mapping[str, str] | None = None) -> str:
         """Fields in their given order; those without a text, or with a label that is none, are left out."""
@@ -59,7 +59,7 @@ class StateAct:
         lines = [f"{label.capitalize()}: {value}" for label, value in fields.items() if label and value]
         if thought := one_line(thought):
             lines.append(f"Thought: {thought}")
-        return "\n".join([*lines, f"Action: {one_line(action)}"])
+        return "\n".join([*lines, f"Action: {unbroken(action)}"])
 
 
 def _label(text: str) -> str:

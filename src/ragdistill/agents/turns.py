@@ -15,6 +15,8 @@ LABELLED = r"^[ \t>*]*(%s)(?:\*\*[ \t]*)?:(?:\*\*)?[ \t]*(.*)$"
 """A line of a reply: label, text. Capable models like to write the label, or the whole line, in bold."""
 _ACTION = re.compile(LABELLED % r"action[ \t]*(?:\d+[ \t]*)?", re.IGNORECASE | re.MULTILINE)
 _THOUGHT = re.compile(LABELLED % r"(?:thought|think)[ \t]*(?:\d+[ \t]*)?", re.IGNORECASE | re.MULTILINE)
+_WRAPPING = re.compile(r"^[\s`\"']+|[\s`\"'.]+$")
+"""What models like to put around a command."""
 _MAX_ACTION = 200
 """Characters; longer "actions" are runaway text and count as none."""
 
@@ -36,7 +38,7 @@ def split_action(reply: str) -> tuple[str, str]:
     match = _ACTION.search(reply)
     if match is None:
         return reply, ""
-    action = said(match).lstrip("`\"' ").rstrip("`\"'. ")
+    action = _WRAPPING.sub("", unbroken(said(match)))
     return reply[: match.start()], action if len(action) <= _MAX_ACTION else ""
 
 
@@ -50,6 +52,11 @@ def said(match: re.Match[str]) -> str:
     """The text of a `LABELLED` line; where its label began in bold, without the end of that."""
     bold = "**" in match.string[match.start() : match.start(2)]
     return match.group(2).strip().removesuffix("**" if bold else "").strip()
+
+
+def unbroken(text: str) -> str:
+    """A command on one line, all else of it as it is: a label may hold two spaces, and none but itself names it."""
+    return " ".join(text.splitlines()).strip()
 
 
 def one_line(text: str) -> str:

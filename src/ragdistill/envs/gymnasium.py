@@ -13,6 +13,7 @@ seed's game shows first (or of `info["group"]`), so no game is in two splits. Fr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -97,20 +98,23 @@ class GymnasiumDomain:
         if split not in SHARES:
             raise ConfigError(f"{self.name} has no split {split}; choose test or dev, and tasks.source generated.")
         env, found = self._make(), {}
-        for i in range(_TRIES * count):
-            number = seed_of("gymnasium", self.name, seed, split, i)
-            text, goal, info = start(env, number)
-            sha = content(text, goal)
-            group = str(info.get("group", sha[:12]))
-            if split_of(group) == split:
-                kind = str(info.get("kind", self._bucket(goal)))
-                found[sha] = Task(
-                    id=f"{self.name}/{split}/{number}", env=self.name, split=split, kind=kind, group=group,
-                    data=str(number), sha256=sha,
-                )  # fmt: skip
-            if len(found) == count:
-                break
-        env.close()
+        try:
+            for i in range(_TRIES * count):
+                number = seed_of("gymnasium", self.name, seed, split, i)
+                text, goal, info = start(env, number)
+                sha = content(text, goal)
+                group = str(info.get("group", sha[:12]))
+                if split_of(group) == split:
+                    kind = str(info.get("kind", self._bucket(goal)))
+                    found[sha] = Task(
+                        id=f"{self.name}/{split}/{number}", env=self.name, split=split, kind=kind, group=group,
+                        data=str(number), sha256=sha,
+                    )  # fmt: skip
+                if len(found) == count:
+                    break
+        finally:
+            with suppress(Exception):  # one that is broken may fail at that too, and the games are found
+                env.close()
         if len(found) < count:
             raise DataError(f"{self.name} has only {len(found)} different games for {split}; lower tasks.{split}.")
         return list(found.values())

@@ -80,13 +80,20 @@ class Slots:
         except RagdistillError as e:
             answer = (type(e).__name__, str(e))
         except Exception as e:  # noqa: BLE001 - boundary: any engine failure becomes one EnvironmentFault
-            self._envs.pop(slot, None)
+            _close(self._envs.pop(slot, None))
             answer = (EnvironmentFault.__name__, f"The environment failed on {verb}: {type(e).__name__}: {e}.")
         return answer, time.process_time() - started
 
     def close(self) -> None:
         """Close all environments."""
         for env in self._envs.values():
+            _close(env)
+
+
+def _close(env: Env | None) -> None:
+    """Free what `env` holds; one that is broken may fail at that too."""
+    with suppress(Exception):
+        if env is not None:
             env.close()
 
 

@@ -19,7 +19,7 @@ from ragdistill.hints.safety import refusal
 from ragdistill.hints.templates import placeholders
 from ragdistill.hints.views import EVIDENCE
 from ragdistill.params import HintsParams
-from ragdistill.records import Hint, Record, read_jsonl, write_jsonl
+from ragdistill.records import Hint, Record, read_jsonl
 
 _NEGATION = re.compile(r"\b(?:not|never|no|avoid|don't|without|stop)\b", re.IGNORECASE)
 
@@ -116,11 +116,6 @@ def _merge(kept: Hint, other: Hint) -> Hint:
 def hints_of(bank: Bank) -> list[Hint]:
     """All hints, bucket by bucket, best first."""
     return [h for bucket in sorted(bank) for h in bank[bucket]]
-
-
-def save_bank(path: Path, bank: Bank) -> None:
-    """Write `bank` as JSONL, atomically."""
-    write_jsonl(path, hints_of(bank))
 
 
 def load_bank(path: Path, params: HintsParams) -> Bank:

@@ -55,12 +55,13 @@ def mine_bounds(views: Sequence[View], params: HintsParams) -> list[Hint]:
 
 def _closing(v: View) -> _Closing | None:
     """None unless the environment ended the episode, the goal has a bound and the page before the end an amount."""
-    bound = _BOUND.search(v.roles.goal)
+    bounds = _BOUND.findall(v.roles.goal)
     last = next((i for i in reversed(range(len(v.steps))) if v.steps[i].valid), 0)
-    if not v.finished or bound is None or last == 0:
+    if not v.finished or not bounds or last == 0:
         return None
     asked = [_number(amount) for amount in _ASKED.findall(v.steps[last - 1].observation)]
-    return _Closing(v.steps[last].template, min(asked) > _number(bound[1])) if asked else None
+    # The price comes last: what stands before it ("under 6 feet") is of the thing itself.
+    return _Closing(v.steps[last].template, min(asked) > _number(bounds[-1])) if asked else None
 
 
 def _number(amount: str) -> float:

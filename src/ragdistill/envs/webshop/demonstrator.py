@@ -51,7 +51,7 @@ class Shopper:
         start = f"I need {need}."
         if BUY in pieces:
             return self._on_item(start, need, pieces)
-        if NEXT in pieces:
+        if NEXT in pieces and pieces[-1] != NEXT:  # a search without hits lists nothing
             best = choose(need, pieces)
             return f"{start} {best} fits best.", f"click[{best}]"
         query = need if len(need) <= MAX_QUERY else need[:MAX_QUERY].rsplit(" ", 1)[0]

@@ -140,7 +140,7 @@ def play(
     human = mood == "plain" and any(w.attributes and not w.options for w in product.wishes) and rng.random() < 0.5
     made = goals_of(asked, catalogue.price(product.asin), "human" if human else "synthetic", rng)
     goal = rng.choice([g for g in made if len(g.options) == len(groups)])
-    visit = Visit(shelves, goal, show_chosen=env.observation == "chosen")
+    visit = Visit(shelves, goal, show_attributes=env.attributes_page, show_chosen=env.observation == "chosen")
     first, shopper, turns = visit.page.text, Shopper(mood, rng), list[Turn]()
     while visit.earned is None and len(turns) < MAX_TURNS:
         thought, action = shopper.act(visit.page.text)

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from ragdistill.envs.webshop.catalogue import FORMAT, Catalogue
-from ragdistill.envs.webshop.reward import Reward, shares
+from ragdistill.envs.webshop.reward import shares
 from ragdistill.envs.webshop.shop import Visit, admissible
 from ragdistill.errors import DataError
 from ragdistill.records import Observation, Task
@@ -58,11 +58,6 @@ class WebshopEnv:
             admissible=admissible(visit.page) if self._offer else (),
             parts=shares(visit.earned) if bought and visit.earned else msgspec.UNSET,
         )
-
-    @property
-    def earned(self) -> Reward | None:
-        """The last purchase's reward with its parts; None before it."""
-        return self._visit.earned if self._visit else None
 
     def close(self) -> None:
         """End the visit; the catalogue stays open for the other environments of this process."""
