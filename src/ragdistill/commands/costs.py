@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ragdistill.params import LoraParams, Params
-from ragdistill.report.paper import AGENTS, published
+from ragdistill.report.paper import published
 from ragdistill.stages.defaults import attempts, max_steps, reply_tokens
 from ragdistill.stages.spending import SERVED
 
@@ -89,7 +89,7 @@ class Row:
 
 def cell(p: Params) -> str:
     """The paper's cell that is nearest to these parameters: its 14B ReAct agent where it has none."""
-    paper, agent = published(), AGENTS.get(p.agent.name, p.agent.name)
+    paper, agent = published(), "react" if p.agent.name == "act" else p.agent.name
     env = p.env.name if p.env.name in paper.episodes else "alfworld"
     nearest = f"{env}/{paper.models.get(p.model.base.partition('@')[0], '14B')}/{agent}"
     return nearest if nearest in paper.results and p.model.teacher is None else f"{env}/14B/react"
