@@ -133,7 +133,7 @@ def test_official_splits_of_another_catalogue_than_the_originals_are_refused(spl
 @pytest.mark.usefixtures("original")
 def test_official_training_goals_and_our_own_development_goals_share_no_product(tmp_path: Path) -> None:
     train, dev = tasks("official_train", 10_000, tmp_path), tasks("dev", 36, tmp_path)
-    check_disjoint(train, dev, rooms=True)
+    check_disjoint(train, dev, "product")
     assert len(dev) == 36 and len(train) > 500
     for split in ("test", "eval"):
         assert {t.group for t in tasks(f"official_{split}", 10_000, tmp_path)} & {t.group for t in dev}, "as they are"
