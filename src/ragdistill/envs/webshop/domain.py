@@ -43,7 +43,10 @@ class WebshopDomain:
 
     name = "webshop"
     evaluation_splits: tuple[str, ...] = ("test", "dev", "official_test", "official_eval")
-    defaults = Defaults(max_steps=15, attempts=6, reply_tokens=112, kinds=KINDS, primary=WITH_OPTIONS, group="product")
+    defaults = Defaults(
+        max_steps=15, attempts=6, reply_tokens=112, kinds=KINDS, primary=WITH_OPTIONS, buckets=len(CATEGORIES),
+        group="product",
+    )  # fmt: skip
     """Steps as in the paper; an episode is short, and a lucky choice of options rare; a thought restates what the
     instruction asks for, and a search repeats it. That options are to be chosen is what the demonstrations withhold."""
 
