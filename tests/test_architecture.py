@@ -152,6 +152,20 @@ def test_imports_flow_one_way() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_what_works_for_every_environment_names_none() -> None:
+    from ragdistill.envs.plugins import BUILT_IN
+
+    found = [
+        f"{name(path)}: {ast.unparse(statement).splitlines()[0]}"
+        for path in FILES
+        if room(path) in {"stages", "hints", "rollout", "strip"}
+        for statement in tree(path).body
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Constant) and node.value in BUILT_IN
+    ]
+    assert found == ["src/ragdistill/stages/defaults.py: FIRST = ('alfworld', 'react')"], "registries began with it"
+
+
 def runs_as_stage(path: Path) -> bool:
     """Whether a module can be run; the other modules of the room (`common`, `playing`) are what stages share."""
     guards = [ast.unparse(node.test) for node in tree(path).body if isinstance(node, ast.If)]

@@ -167,6 +167,12 @@ def test_of_webshops_official_goals_those_are_counted_that_are_played(split: str
     assert rows(p)["evaluate@rag-0, ranker"].calls == played
 
 
+@pytest.mark.parametrize(("env", "types"), [("alfworld", 6), ("webshop", 5)])
+def test_failures_are_read_for_each_kind_of_task_that_has_hints_of_its_own(env: str, types: int) -> None:
+    p = params(env__name=env, tasks__train=100_000, hints__extractor="llm")
+    assert rows(p)["hints"].calls == pytest.approx(types * p.hints.llm.cases * (1 + REPAIRED))
+
+
 @pytest.mark.parametrize("split", ["valid_seen", "valid_unseen"])
 def test_alfworlds_official_games_are_counted_whole(split: str) -> None:
     p = params(tasks__source="official", tasks__eval_split=split, tasks__test=10, hints__ranker="llm")

@@ -390,7 +390,7 @@ def test_a_gymnasium_environment_is_played_as_any_other(tmp_path: Path) -> None:
 
 def test_games_are_split_by_content_so_that_no_seed_repeats_a_training_game(tmp_path: Path) -> None:
     train, test = DOORS.tasks("train", 100, 0, tmp_path), DOORS.tasks("test", 30, 0, tmp_path)
-    check_disjoint(train, test, rooms=True)
+    check_disjoint(train, test, "door")
     assert len({t.sha256 for t in train}) == 100
     assert train == DOORS.tasks("train", 100, 0, tmp_path) != DOORS.tasks("train", 100, 1, tmp_path)
     with pytest.raises(DataError, match=r"different games for dev; lower tasks\.dev"):

@@ -19,15 +19,16 @@ from ragdistill.envs.webshop import generator
 from ragdistill.envs.webshop.catalogue import Catalogue, ensure_catalogue
 from ragdistill.envs.webshop.demonstrator import choose, need_of
 from ragdistill.envs.webshop.domain import KINDS, MAX_TURNS, WITH_OPTIONS, WebshopDomain, play
-from ragdistill.envs.webshop.goals import gold_options
+from ragdistill.envs.webshop.goals import Source, gold_options
 from ragdistill.envs.webshop.houserules import GENERIC, GROUPS, RULE_WORDINGS
 from ragdistill.envs.webshop.sources import VARIABLE, catalogue_folder
 from ragdistill.envs.webshop.splits import family_of, split_of
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.hints.mine import mine
+from ragdistill.journal import cache_dir
 from ragdistill.params import ColdstartParams, WebshopParams, load_params
 from ragdistill.records import Hint, Step, StopReason, Task, Trajectory
-from tests.webshop_small import product
+from tests.webshop_small import product, write_original
 
 PARAMS = WebshopParams(
     goals="synthetic", infeasible="exclude", observation="chosen", attributes_page=False, products=None
@@ -52,14 +53,30 @@ def _embedded(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAGDISTILL_CACHE", str(cache.parent))
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded products as if they were the original's."""
+    return write_original(tmp_path_factory.mktemp("files"), 1200)
+
+
+@pytest.fixture
+def original(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(files))
+
+
 def tasks(split: str, count: int, out: Path, **changed: str) -> list[Task]:
     return WebshopDomain(msgspec.structs.replace(PARAMS, **changed)).tasks(split, count, 1, out)
 
 
-def demos(**changed: float) -> list[Demo]:
+def demos(shop: WebshopParams = PARAMS, **changed: float) -> list[Demo]:
     params = msgspec.structs.replace(COLDSTART, **changed)
     assert isinstance(params, ColdstartParams)
-    return WebshopDomain(PARAMS).demonstrations(params, 3, Path())
+    return WebshopDomain(shop).demonstrations(params, 3, Path())
+
+
+def bought(made: list[Demo]) -> set[str]:
+    """Products that were opened, and so bought."""
+    return {t.action[6:-1] for d in made for t in d.turns if re.fullmatch(r"click\[[A-Z0-9]{10}\]", t.action)}
 
 
 def test_it_is_resolved_by_name_as_any_other() -> None:
@@ -101,6 +118,7 @@ def test_a_second_listing_of_a_product_goes_where_the_first_one_is() -> None:
     assert 0.15 < shares["test"] / 2000 < 0.25 and 0.05 < shares["dev"] / 2000 < 0.11
 
 
+@pytest.mark.usefixtures("original")
 def test_official_splits_keep_the_originals_order_and_share_no_goal(tmp_path: Path) -> None:
     test, train = tasks("official_test", 500, tmp_path), tasks("official_train", 10_000, tmp_path)
     assert tasks("official_test", 20, tmp_path) == test[:20]
@@ -109,9 +127,16 @@ def test_official_splits_keep_the_originals_order_and_share_no_goal(tmp_path: Pa
         tasks("valid_unseen", 5, tmp_path)
 
 
+@pytest.mark.parametrize("split", ["official_train", "official_test", "official_eval"])
+def test_official_splits_of_another_catalogue_than_the_originals_are_refused(split: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"official WebShop goals \({split}\); set {VARIABLE}"):
+        tasks(split, 5, tmp_path)
+
+
+@pytest.mark.usefixtures("original")
 def test_official_training_goals_and_our_own_development_goals_share_no_product(tmp_path: Path) -> None:
     train, dev = tasks("official_train", 10_000, tmp_path), tasks("dev", 36, tmp_path)
-    check_disjoint(train, dev, rooms=True)
+    check_disjoint(train, dev, "product")
     assert len(dev) == 36 and len(train) > 500
     for split in ("test", "eval"):
         assert {t.group for t in tasks(f"official_{split}", 10_000, tmp_path)} & {t.group for t in dev}, "as they are"
@@ -236,8 +261,24 @@ def test_demonstrations_are_reproducible_short_and_of_their_own_products(tmp_pat
     assert first == demos()
     assert {len(d.turns) for d in first} <= {3, 4, 5}
     catalogue = Catalogue(catalogue_folder(cache, PARAMS.products))
-    bought = {t.action[6:-1] for d in first for t in d.turns if re.fullmatch(r"click\[[A-Z0-9]{10}\]", t.action)}
-    assert {split_of(family_of(catalogue.product(a))) for a in bought} == {"coldstart"}
+    assert {split_of(family_of(catalogue.product(a))) for a in bought(first)} == {"coldstart"}
+
+
+@pytest.mark.usefixtures("original")
+@pytest.mark.parametrize(
+    ("source", "split"), [("synthetic", "official_test"), ("synthetic", "official_eval"), ("human", "official_test")]
+)
+def test_no_demonstration_buys_a_product_that_an_official_evaluation_asks_for(
+    source: Source, split: str, tmp_path: Path
+) -> None:
+    catalogue = Catalogue(catalogue_folder(cache_dir("env"), PARAMS.products))
+    family = {r.number: r.family for r in catalogue.goal_rows(source)}
+    evaluated = tasks(split, 10_000, tmp_path, goals=source, infeasible="keep")
+    asked = {family[int(task.data.rpartition("/")[2])] for task in evaluated}
+    assert [f for f in asked if split_of(f) == "coldstart"], "evaluations ask for products of every split of ours"
+    made = {family_of(catalogue.product(asin)) for asin in bought(demos())}
+    assert len(made) > 20 and not made & asked
+    catalogue.close()
 
 
 @pytest.mark.parametrize("style", ["react", "stateact"])
@@ -279,9 +320,9 @@ def test_a_product_whose_need_finds_nothing_is_left_out(tmp_path: Path) -> None:
     asked = [msgspec.structs.replace(p, instruction_attributes=("easy care",)) for p in (lost, found)]
     catalogue = Catalogue(ensure_catalogue(tmp_path / "c", lambda: asked, tuple))
     assert catalogue.search("of the") == []
-    demo, suits = play(catalogue, asked[0], "plain", "", COLDSTART, random.Random(0), PARAMS)
+    demo, suits = play(catalogue, asked[0], "plain", "", COLDSTART, random.Random(0), PARAMS, ())
     assert not suits and not demo.won and len(demo.turns) == MAX_TURNS
-    demo, _ = play(catalogue, asked[1], "plain", "", COLDSTART, random.Random(0), PARAMS)
+    demo, _ = play(catalogue, asked[1], "plain", "", COLDSTART, random.Random(0), PARAMS, ())
     assert demo.turns[-1].action == "click[Buy Now]"
     catalogue.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from ragdistill.envs.webshop import generator
 from ragdistill.envs.webshop.products import Product
 from ragdistill.envs.webshop.reward import Goal
 
@@ -49,6 +51,16 @@ class Shelf:
     def search(self, query: str) -> list[str]:
         word = query.split(maxsplit=1)[0]
         return [a for a, p in self._products.items() if word in p.title.lower()][:50]
+
+
+def write_original(folder: Path, count: int) -> Path:
+    """The first `count` embedded products in the original's files, as `RAGDISTILL_WEBSHOP_DATA` names them."""
+    made = list(generator.generate(count))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "items_shuffle.json").write_text(json.dumps([raw for raw, _, _ in made]))
+    (folder / "items_ins_v2.json").write_text(json.dumps({raw["asin"]: attributes for raw, attributes, _ in made}))
+    (folder / "items_human_ins.json").write_text(json.dumps({raw["asin"]: wishes for raw, _, wishes in made}))
+    return folder
 
 
 def shared_data() -> Path:

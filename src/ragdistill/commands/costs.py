@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ragdistill.envs import defaults_of, make_domain
 from ragdistill.params import LoraParams, Params
-from ragdistill.report.paper import AGENTS, published
+from ragdistill.report.paper import published
 from ragdistill.stages.defaults import attempts, max_steps, reply_tokens
 from ragdistill.stages.spending import SERVED
 
@@ -21,8 +22,6 @@ WHOLE = {"valid_seen": 140, "valid_unseen": 134}
 """Tasks of ALFWorld's official evaluation splits, which are played whole."""
 OFFICIAL = {"official_test": 500, "official_eval": 1000}
 """Goals of WebShop's, of which the first `tasks.test` are played."""
-TYPES = {"alfworld": 6, "webshop": 5}
-"""Task types, each with hints of its own; one for environments that are not listed."""
 REPLY_TOKENS = 40
 """Of a reply, where none was measured."""
 GROWN = 1.5
@@ -89,10 +88,15 @@ class Row:
 
 def cell(p: Params) -> str:
     """The paper's cell that is nearest to these parameters: its 14B ReAct agent where it has none."""
-    paper, agent = published(), AGENTS.get(p.agent.name, p.agent.name)
+    paper, agent = published(), "react" if p.agent.name == "act" else p.agent.name
     env = p.env.name if p.env.name in paper.episodes else "alfworld"
     nearest = f"{env}/{paper.models.get(p.model.base.partition('@')[0], '14B')}/{agent}"
     return nearest if nearest in paper.results and p.model.teacher is None else f"{env}/14B/react"
+
+
+def buckets(p: Params) -> int:
+    """Task types that have hints of their own."""
+    return defaults_of(make_domain(p.env)).buckets
 
 
 def episode(p: Params, metrics: Mapping[str, Any] | None, policy: str) -> Play:
@@ -127,7 +131,7 @@ def stages(p: Params, metrics: Mapping[str, Any] | None, speeds: Speeds) -> Iter
     if p.hints.extractor == "llm":
         yield extracting(tried * (1 - base.success), example, asked(p, p.hints.llm.model or teacher), p, speeds)
     if p.lift.hints:
-        types = TYPES.get(p.env.name, 1)
+        types = buckets(p)
         each = types * min(p.lift.tasks, p.tasks.train / types) * p.lift.attempts
         yield playing("lift", each * (1 + p.lift.hints), base, teacher, p, speeds)
     taught = p.tasks.train if p.teach.tasks == "all" else p.tasks.train * (1 - base.success**each_task)
@@ -186,7 +190,7 @@ def evaluating(p: Params, base: Play, hinted: Play, player: str, speeds: Speeds)
 def extracting(failed: float, example: float, model: str, p: Params, speeds: Speeds) -> Row:
     """A model reads failures, each beside a success in pairwise mode: no more of a type than `hints.llm.cases`."""
     llm = p.hints.llm
-    calls = min(failed, TYPES.get(p.env.name, 1) * llm.cases) * (1 + REPAIRED)
+    calls = min(failed, buckets(p) * llm.cases) * (1 + REPAIRED)
     records = example * (2 if llm.mode == "pairwise" else 1)
     read = min(records + INSTRUCTIONS, llm.context_tokens - 2 * llm.max_reply_tokens) * calls
     written = min(WRITTEN_HINTS, llm.max_reply_tokens) * calls

@@ -23,10 +23,10 @@ from ragdistill.commands.costs import (
     REPAIRED,
     REPLY_TOKENS,
     STATED_SIZE,
-    TYPES,
     WRITTEN_HINTS,
     Row,
     Speeds,
+    buckets,
     cell,
     episode,
     size,
@@ -125,7 +125,7 @@ def assumptions(p: Params, metrics: Mapping[str, Any] | None, timed: bool, speed
 
 def _advice(p: Params) -> Iterator[str]:
     """What is assumed of the models that write and choose hints."""
-    types, llm = TYPES.get(p.env.name, 1), p.hints.llm
+    types, llm = buckets(p), p.hints.llm
     if p.hints.extractor == "llm":
         yield (
             f"hints: one call a failure, {llm.cases} of each of {types} task types at most, {INSTRUCTIONS} tokens of "

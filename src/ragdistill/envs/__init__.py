@@ -108,6 +108,8 @@ class Defaults(Record, frozen=True, kw_only=True):
     """Every task type (`Task.kind`) there is; empty: not known in advance."""
     primary: tuple[str, ...] = ()
     """`evaluate.primary`: the types whose rules the demonstrations withhold; empty: all types."""
+    buckets: int = 1
+    """How many kinds of tasks (`Observation.bucket`) have hints of their own, for estimates of what a run costs."""
     group: str = "group"
     """What tasks of one `Task.group` share, as a word for people: room, product; its plural has an s."""
 

@@ -1,4 +1,4 @@
-"""These results beside the paper's own (arXiv 2510.01375), where environment, split, size of it and model are the same.
+"""These results beside the paper's own (arXiv 2510.01375), where agent, model and protocol of evaluation are the same.
 
 The paper gives one seed and no intervals: its Wilson intervals are computed here from its share and number of tasks.
 Knows no HTML.
@@ -14,9 +14,13 @@ from typing import Any
 import msgspec
 
 from ragdistill import stats
+from ragdistill.params import EnvParams
 
-AGENTS = {"act": "react"}
-"""Agents that stand in another one's row: the paper's WebShop "ReAct" has no thoughts."""
+ROWS = {"webshop": {"act": "react", "react": ""}}
+"""Environment → agent → whose row of the paper is its; any other's is its own.
+
+The paper's WebShop "ReAct" has no thoughts: it is Act, and ReAct has no row there.
+"""
 
 
 class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -24,6 +28,8 @@ class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     split: str
     tasks: int
+    env: dict[str, Any]
+    """What `env` says in the parameters, as far as it decides what is played."""
 
 
 class Typical(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,13 +77,18 @@ def published() -> Published:
     return msgspec.json.decode((files("ragdistill.report") / "paper.json").read_bytes(), type=Published)
 
 
-def compare(metrics: Mapping[str, Any], model: str) -> Comparison | None:
-    """The paper's cell beside `metrics`; None unless environment, split, number of tasks and model are the paper's."""
-    paper, env = published(), metrics["env"]
-    protocol, size = paper.protocols.get(env), paper.models.get(model.partition("@")[0])
+def compare(metrics: Mapping[str, Any], env: EnvParams, model: str) -> Comparison | None:
+    """The paper's cell beside `metrics`; None unless agent, model and all of its `Protocol` are the paper's.
+
+    `env` without a null that stands for the environment's own value.
+    """
+    paper, name, agent = published(), metrics["env"], metrics["agent"]
+    protocol, size = paper.protocols.get(name), paper.models.get(model.partition("@")[0])
     if protocol is None or size is None or (metrics["split"], metrics["tasks"]) != (protocol.split, protocol.tasks):
         return None
-    cell = f"{env}/{size}/{AGENTS.get(metrics['agent'], metrics['agent'])}"
+    if not protocol.env.items() <= msgspec.to_builtins(env).items():
+        return None
+    cell = f"{name}/{size}/{ROWS.get(name, {}).get(agent, agent)}"
     theirs = paper.results.get(cell, {})
     ours = {name: row for name, row in metrics["policies"].items() if "success" in row and name in theirs}
     level = metrics["confidence"]

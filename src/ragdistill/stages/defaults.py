@@ -1,7 +1,7 @@
 """What `null` in params.yaml stands for: the environment's, or the agent's, own value.
 
 So `env.name` and `agent.name` alone choose a cell. Whatever identifies an episode or an adapter is made of the settled
-values, so saying null and saying the value are the same. Knows no environment and no agent by name.
+values, so saying null and saying the value are the same. Knows no environment and no agent by name, but for `FIRST`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import get_args
 
-from ragdistill.contamination import check_disjoint
+from ragdistill.contamination import OWN, check_disjoint
+from ragdistill.envs import defaults_of, make_domain
 from ragdistill.errors import DataError
 from ragdistill.hints.retrieve import How
 from ragdistill.llm import engine_of
@@ -22,7 +23,8 @@ HOW: dict[str, How] = {"rag": "retrieved", "rag_random": "random", "rag_constant
 
 def body(params: Params, policy: str, seed: int) -> str:
     tasks = read_jsonl(TASKS / "eval.jsonl", Task)
-    check_disjoint(read_jsonl(TASKS / "train.jsonl", Task), tasks, rooms=params.tasks.eval_split in ("test", "dev"))
+    group = defaults_of(make_domain(params.env)).group if params.tasks.eval_split in OWN else None
+    check_disjoint(read_jsonl(TASKS / "train.jsonl", Task), tasks, group)
     student = STUDENTS / f"{policy}-{seed}"
     trained = policy not in get_args(Untrained)
     if trained and not student.exists():

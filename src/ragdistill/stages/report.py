@@ -35,7 +35,7 @@ from ragdistill.stages.common import (
     read_timing,
     run_stage,
 )  # fmt: skip
-from ragdistill.stages.defaults import primary
+from ragdistill.stages.defaults import primary, settle
 from ragdistill.stages.spending import SERVED, collect
 
 
@@ -106,7 +106,7 @@ def body(params: Params) -> str:
         timings=timing,
         spending=spending,
         engines=players,
-        paper=compare(metrics, *player(params).values()),
+        paper=compare(metrics, settle(params).env, *player(params).values()),
         bootstrap=params.report.bootstrap,
         at_once=params.model.concurrency,
         provenance={"environment": read_json(IDENTITY)["environment"]} | player(params),

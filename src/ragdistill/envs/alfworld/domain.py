@@ -37,7 +37,7 @@ class AlfworldDomain:
 
     name = "alfworld"
     evaluation_splits: tuple[str, ...] = ("test", "dev", "valid_seen", "valid_unseen")
-    defaults = Defaults(kinds=KINDS, primary=(LOOK, CLEAN, HEAT, COOL), group="room")
+    defaults = Defaults(kinds=KINDS, primary=(LOOK, CLEAN, HEAT, COOL), buckets=len(KINDS), group="room")
     """A turn has about 25 tokens; the primary types are never demonstrated."""
 
     def fingerprint(self) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from ragdistill.envs import Defaults, Demo, Env, Turn
 from ragdistill.envs.webshop.buckets import CATEGORIES
-from ragdistill.envs.webshop.catalogue import Catalogue, GoalRow
+from ragdistill.envs.webshop.catalogue import SOURCES, Catalogue, GoalRow
 from ragdistill.envs.webshop.demonstrator import Mood, Shopper
 from ragdistill.envs.webshop.engine import WebshopEnv, fingerprint
 from ragdistill.envs.webshop.examples import SHOPPING, played, variant
@@ -18,7 +18,7 @@ from ragdistill.envs.webshop.goals import goals_of, official_order, official_ran
 from ragdistill.envs.webshop.houserules import HouseShelves, draw_groups, draw_hints
 from ragdistill.envs.webshop.products import Product
 from ragdistill.envs.webshop.shop import Visit, selection
-from ragdistill.envs.webshop.sources import catalogue_folder, catalogue_key
+from ragdistill.envs.webshop.sources import VARIABLE, catalogue_folder, catalogue_key, original_files
 from ragdistill.envs.webshop.splits import draw, family_of, split_of
 from ragdistill.errors import ConfigError, DataError
 from ragdistill.journal import cache_dir
@@ -43,7 +43,10 @@ class WebshopDomain:
 
     name = "webshop"
     evaluation_splits: tuple[str, ...] = ("test", "dev", "official_test", "official_eval")
-    defaults = Defaults(max_steps=15, attempts=6, reply_tokens=112, kinds=KINDS, primary=WITH_OPTIONS, group="product")
+    defaults = Defaults(
+        max_steps=15, attempts=6, reply_tokens=112, kinds=KINDS, primary=WITH_OPTIONS, buckets=len(CATEGORIES),
+        group="product",
+    )  # fmt: skip
     """Steps as in the paper; an episode is short, and a lucky choice of options rare; a thought restates what the
     instruction asks for, and a search repeats it. That options are to be chosen is what the demonstrations withhold."""
 
@@ -85,12 +88,17 @@ class WebshopDomain:
         return SHOPPING
 
     def demonstrations(self, params: ColdstartParams, seed: int, out: Path) -> list[Demo]:
-        """See `demonstrator` for what they teach and what they withhold. Only products of the cold-start split."""
+        """See `demonstrator` for what they teach and what they withhold.
+
+        Only products of the cold-start split, and of them none that an official evaluation asks for, whichever split
+        is evaluated: the base is the same for all.
+        """
         catalogue = Catalogue(catalogue_folder(cache_dir("env"), self._params.products))
         rng = random.Random(seed_of("webshop demonstrations", seed))
-        products = [p for p in catalogue.products() if split_of(family_of(p)) == "coldstart" and _asked_for(p)]
+        held = _held(catalogue)
+        products = [p for p in catalogue.products() if _demonstrable(p, held) and _asked_for(p)]
         # Titles of a real catalogue often hide what was asked for; demonstrate where the need leads to the product.
-        products = [p for p in products if play(catalogue, p, "plain", "", params, rng, self._params)[1]]
+        products = [p for p in products if play(catalogue, p, "plain", "", params, rng, self._params, held)[1]]
         if not products:
             raise DataError("This catalogue has no products that suit demonstrations; use a larger one.")
         plain = round(params.demos * params.plain)
@@ -100,7 +108,7 @@ class WebshopDomain:
         for number, product in enumerate(track(drawn, "demonstrations", params.demos)):
             untold: Mood = "ignores" if rng.random() < IGNORES else "explores"
             mood: Mood = "plain" if number < plain else "told" if rng.random() < told_share else untold
-            demos.append(self._demonstrate(catalogue, product, mood, number, params, rng, products))
+            demos.append(self._demonstrate(catalogue, product, mood, number, params, rng, products, held))
         rng.shuffle(demos)
         catalogue.close()
         return demos
@@ -114,10 +122,11 @@ class WebshopDomain:
         params: ColdstartParams,
         rng: random.Random,
         others: list[Product],
+        held: Collection[str],
     ) -> Demo:
         """Play until the purchase is right in all that the demonstration speaks of (options fail where untold)."""
         for _ in range(TRIES):
-            demo, ok = play(catalogue, product, mood, f"coldstart/{number}", params, rng, self._params)
+            demo, ok = play(catalogue, product, mood, f"coldstart/{number}", params, rng, self._params, held)
             if ok:
                 return demo
             product = rng.choice(others)
@@ -132,6 +141,7 @@ def play(
     params: ColdstartParams,
     rng: random.Random,
     env: WebshopParams,
+    held: Collection[str],
 ) -> tuple[Demo, bool]:
     """One demonstration, and whether product and, where they are told or there are none, options are right."""
     groups = {} if mood == "plain" else draw_groups(rng)
@@ -150,8 +160,7 @@ def play(
     fits = won = False
     if visit.earned is not None:
         e, bought = visit.earned, shelves.product(visit.asin)
-        own = split_of(family_of(bought)) == "coldstart"
-        fits = own and e.r_type == e.r_att == 1.0 and e.r_price
+        fits = _demonstrable(bought, held) and e.r_type == e.r_att == 1.0 and e.r_price
         won = fits and e.total >= 1.0
     hints = draw_hints(mood == "told", params.irrelevant, rng)
     demo = Demo(
@@ -169,7 +178,7 @@ def open_env(folder: Path, params: WebshopParams, admissible: bool) -> WebshopEn
 
 
 def _official(catalogue: Catalogue, rows: list[GoalRow], split: str, usable: set[int]) -> list[GoalRow]:
-    """Goals of an official split, in its order.
+    """Goals of an official split, in its order; only of the original's files: those of another catalogue are others.
 
     Left out of training are goals that an evaluation split repeats, and the products of our own `dev` split, on which
     settings are tuned.
@@ -179,12 +188,27 @@ def _official(catalogue: Catalogue, rows: list[GoalRow], split: str, usable: set
         raise ConfigError(
             f"WebShop has no split {split!r}; choose one of {', '.join(WebshopDomain.evaluation_splits)}."
         )
+    if original_files() is None:
+        raise ConfigError(f"tasks ask for official WebShop goals ({split}); set {VARIABLE} or choose an own split.")
     order = official_order(len(rows))
     wanted = [rows[order[i]] for i in official_range(name, len(rows)) if order[i] in usable]
     if name != "train":
         return wanted
-    held = {_content(catalogue, rows[order[i]]) for part in ("test", "eval") for i in official_range(part, len(rows))}
+    held = {_content(catalogue, r) for r in _evaluated(rows)}
     return [r for r in wanted if split_of(r.family) != "dev" and _content(catalogue, r) not in held]
+
+
+def _evaluated(rows: Sequence[GoalRow]) -> list[GoalRow]:
+    """The goals of the official evaluation splits, feasible or not."""
+    order = official_order(len(rows))
+    return [rows[order[i]] for part in ("test", "eval") for i in official_range(part, len(rows))]
+
+
+def _held(catalogue: Catalogue) -> frozenset[str]:
+    """Families that official evaluations ask for, by goals of either source; the embedded catalogue has no such."""
+    if original_files() is None:
+        return frozenset()
+    return frozenset(r.family for source in SOURCES for r in _evaluated(catalogue.goal_rows(source)))
 
 
 def _content(catalogue: Catalogue, row: GoalRow) -> str:
@@ -198,6 +222,11 @@ def _task(catalogue: Catalogue, row: GoalRow, split: str, key: str) -> Task:
         group=digest("webshop family", row.family)[:12], data=f"{key}/{row.source}/{row.number}",
         sha256=_content(catalogue, row), feasible=row.feasible,
     )  # fmt: skip
+
+
+def _demonstrable(product: Product, held: Collection[str]) -> bool:
+    family = family_of(product)
+    return split_of(family) == "coldstart" and family not in held
 
 
 def _asked_for(product: Product) -> bool:

@@ -1,5 +1,6 @@
 """Example episodes for prompts: two purchases with the full reward, of embedded products that no task asks for.
 
+They are of the cold start's split, which no own task is of, and official tasks are of the original's catalogue only.
 `examples.json` is written by `scripts/make_examples.py` and proved by tests, which play it in the real shop. Pure data.
 """
 
