@@ -22,7 +22,7 @@ START = 4
 """Calls at once in the beginning; every endpoint takes so many."""
 PAYS = 0.1
 """Least elasticity d ln(throughput) / d ln(calls) for which more calls at once are worth it."""
-PAYS_DOUBLE = 0.4
+PAYS_DOUBLE = 0.2
 """The same while doubling, where short windows measure coarsely."""
 CUT = 0.8
 FEWER = 0.8
