@@ -310,7 +310,7 @@ def test_the_stated_selection_is_what_was_clicked_so_far_and_the_goal_the_instru
 
 @pytest.mark.parametrize("shown", [False, True])
 def test_demonstrations_show_the_pages_that_the_game_shows(shown: bool) -> None:
-    made = WebshopDomain(msgspec.structs.replace(PARAMS, attributes_page=shown)).demonstrations(COLDSTART, 3, Path())
+    made = demos(msgspec.structs.replace(PARAMS, attributes_page=shown))
     items = [pieces(t.observation) for d in made for t in d.turns if "Buy Now" in t.observation]
     assert items and {"Attributes" in page for page in items} == {shown}
 

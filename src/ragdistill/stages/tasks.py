@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from ragdistill.contamination import OWN, REMEDY, check_disjoint
-from ragdistill.envs import defaults_of, make_domain
+from ragdistill.envs import Domain, defaults_of, make_domain
 from ragdistill.errors import ConfigError, EmptyResultError
 from ragdistill.params import Params
 from ragdistill.records import Task, write_jsonl
@@ -26,12 +26,12 @@ def body(params: Params) -> str:
     splits = {
         "train": domain.tasks(train_split, p.train, params.seed, GAMES / "train"),
         "dev": domain.tasks("dev", p.dev, params.seed, GAMES / "dev") if p.dev else [],
-        "eval": _evaluation(params),
+        "eval": _evaluation(domain, params),
     }
     for name, tasks in splits.items():
         check_sound(tasks, name, domain.name)
     group = defaults_of(domain).group
-    check_disjoint(splits["train"], splits["eval"], group if p.eval_split in OWN else None, _remedy(params))
+    check_disjoint(splits["train"], splits["eval"], group if p.eval_split in OWN else None, _remedy(domain, params))
     check_disjoint(splits["train"], splits["dev"], group if p.source == "generated" else None)
     check_primary(primary(params), splits["eval"], defaults_of(domain).kinds)
     _stand_in(GAMES / "train")
@@ -75,21 +75,20 @@ def _stand_in(folder: Path) -> None:
         (folder / "none.txt").write_text("This environment has no files of its own for these tasks.\n")
 
 
-def _evaluation(params: Params) -> list[Task]:
-    domain, p = make_domain(params.env), params.tasks
-    known = domain.evaluation_splits
+def _evaluation(domain: Domain, params: Params) -> list[Task]:
+    p, known = params.tasks, domain.evaluation_splits
     if p.eval_split not in known:
         raise ConfigError(f"tasks.eval_split is {p.eval_split!r}; {domain.name} has {', '.join(known)}.")
     count = p.dev if p.eval_split == "dev" else p.test
     return domain.tasks(p.eval_split, count, params.seed, GAMES / "eval")
 
 
-def _remedy(params: Params) -> str:
+def _remedy(domain: Domain, params: Params) -> str:
     """What helps where evaluation and training overlap: no seed does where one is official and the other is not."""
     source, split = params.tasks.source, params.tasks.eval_split
     if (source == "official") != (split in OWN):
         return REMEDY
-    official = ", ".join(s for s in make_domain(params.env).evaluation_splits if s not in OWN)
+    official = ", ".join(s for s in domain.evaluation_splits if s not in OWN)
     other = f"an official tasks.eval_split ({official})" if source == "official" else "tasks.source=official"
     return f"tasks.source={source} and tasks.eval_split={split} share them, choose {other}"
 
