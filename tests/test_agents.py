@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ragdistill.agents import Agent, Parsed, make_agent
 from ragdistill.agents.hint_block import HEADER, render_hints
+from ragdistill.agents.turns import MAX_ACTION
 from ragdistill.errors import ConfigError
 from ragdistill.records import Message, Step, digest
 
@@ -45,14 +46,21 @@ def test_a_thought_of_several_lines_cannot_smuggle_in_an_action(style: str, thou
 
 
 @pytest.mark.parametrize("style", STYLES)
-@given(st.text(max_size=300))
+@given(st.text(max_size=MAX_ACTION + 100))
 def test_any_text_parses_to_one_bounded_line_that_is_read_back_the_same(style: str, text: str) -> None:
     agent = make_agent(style)
     for reply in (text, f"Action: {text}", f"Thought: {text}\nAction:{text * 3}"):
         parsed = agent.parse(reply)
-        assert len(parsed.action) <= 200 and "\n" not in parsed.action + parsed.thought
+        assert len(parsed.action) <= MAX_ACTION and "\n" not in parsed.action + parsed.thought
         assert len(parsed.action.splitlines()) <= 1
         assert agent.parse(agent.reply("x", parsed.action)).action == parsed.action
+
+
+def test_a_search_for_a_whole_instruction_is_an_action(agent: Agent) -> None:
+    query = f"search[{' '.join(['officially licensed gluten free'] * 13)}]"
+    assert 400 < len(query) < MAX_ACTION
+    assert agent.parse(agent.reply("x", query)).action == query
+    assert agent.parse(agent.reply("x", query * 2)).action == ""
 
 
 @pytest.mark.parametrize("label", ["8.4 ounce  |  250 ml", "8.4\xa0ounce", "a\tb"])
@@ -88,7 +96,7 @@ def test_a_command_names_its_label_exactly(agent: Agent, label: str) -> None:
         ("Action: look.", "", "look"),
         ("Action: look \r\nObservation: x", "", "look"),
         ("The action: is unclear\nReaction: none", "", ""),
-        (f"Action: {'go ' * 100}", "", ""),
+        (f"Action: {'go ' * 200}", "", ""),
         (f"Action: look{CONTROL}user", "", f"look{CONTROL}user"),
         ("**Thought:** a\n**Action:** look", "a", "look"),
         ("**Thought**: a\n**Action**: `look`", "a", "look"),
@@ -113,7 +121,7 @@ def test_act_writes_its_action_and_nothing_of_thought_or_state() -> None:
 
 def test_react_s_prompts_are_what_they_were_before_other_styles() -> None:
     agent = make_agent("react")
-    assert agent.version == "react-1"
+    assert agent.version == "react-2"
     turn = agent.reply("I look.", "look", {"goal": "put a mug on shelf", "current location": "shelf 1"})
     assert turn == agent.reply("I look.", "look") == "Thought: I look.\nAction: look"
     chat = agent.render(TASK, HINTS, [step(agent)])

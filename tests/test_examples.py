@@ -213,10 +213,10 @@ def test_no_text_of_an_example_is_in_what_is_learnt(style: str, tmp_path: Path) 
 def test_without_examples_prompts_versions_and_journal_keys_are_what_they_were_before_there_were_any() -> None:
     limits = msgspec.structs.replace(PARAMS.agent, name="react", context_tokens=6000, max_reply_tokens=64, examples=0)
     key = setting(limits=limits, run="0/evaluate", max_steps=50).key(TASKS[0], 0)
-    assert key == "be15d740ab8311c3f8007ded97704559"
+    assert key == "53f3c6a8e0a4a8c2b8e5d7b637226873"
     for student, count in ((False, 0), (True, 0), (True, 2)):
         agent = agent_of(params(count=count), student=student)
-        assert agent.version == "react-1" and HEADER not in agent.render(TASK, (), ())[0].content
+        assert agent.version == "react-2" and HEADER not in agent.render(TASK, (), ())[0].content
         shown = msgspec.structs.replace(limits, examples=count)
         assert setting(agent=agent, limits=shown, run="0/evaluate", max_steps=50).key(TASKS[0], 0) == key
 
@@ -242,10 +242,10 @@ def test_untrained_policies_are_evaluated_with_examples_and_students_as_they_lea
     for policy in ("raw", "base", "distilled"):
         evaluate.body(params(), policy, 0)
     shown = agent_of(params(), student=False).version
-    assert played == {"raw": shown, "base": shown, "distilled": "react-1"}
+    assert played == {"raw": shown, "base": shown, "distilled": "react-2"}
     for who in ("challenger", "base"):
         promote._evaluate(params(), who)
-    assert (played["challenger"], played["base"]) == ("react-1", shown)
+    assert (played["challenger"], played["base"]) == ("react-2", shown)
 
 
 def test_other_examples_are_another_agent_to_the_journal() -> None:

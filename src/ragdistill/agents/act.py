@@ -19,7 +19,7 @@ class Act:
     """Action alone."""
 
     name = "act"
-    version = "act-1"
+    version = "act-2"
     states = False
 
     def render(self, first_observation: str, hints: Sequence[str], steps: Sequence[Step]) -> list[Message]:

@@ -19,7 +19,7 @@ class ReAct:
     """Thought + Action."""
 
     name = "react"
-    version = "react-1"
+    version = "react-2"
     states = False
 
     def render(self, first_observation: str, hints: Sequence[str], steps: Sequence[Step]) -> list[Message]:

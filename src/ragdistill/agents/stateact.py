@@ -36,7 +36,7 @@ class StateAct:
     """Goal + state + Thought + Action."""
 
     name = "stateact"
-    version = "stateact-1"
+    version = "stateact-2"
     states = True
 
     def render(self, first_observation: str, hints: Sequence[str], steps: Sequence[Step]) -> list[Message]:

@@ -17,8 +17,8 @@ _ACTION = re.compile(LABELLED % r"action[ \t]*(?:\d+[ \t]*)?", re.IGNORECASE | r
 _THOUGHT = re.compile(LABELLED % r"(?:thought|think)[ \t]*(?:\d+[ \t]*)?", re.IGNORECASE | re.MULTILINE)
 _WRAPPING = re.compile(r"^[\s`\"']+|[\s`\"'.]+$")
 """What models like to put around a command."""
-_MAX_ACTION = 200
-"""Characters; longer "actions" are runaway text and count as none."""
+MAX_ACTION = 500
+"""Characters; longer "actions" are runaway text and count as none. A search of WebShop has up to 283 (a whole goal)."""
 
 
 def render_chat(system: str, first_observation: str, hints: Sequence[str], steps: Sequence[Step]) -> list[Message]:
@@ -39,7 +39,7 @@ def split_action(reply: str) -> tuple[str, str]:
     if match is None:
         return reply, ""
     action = _WRAPPING.sub("", unbroken(said(match)))
-    return reply[: match.start()], action if len(action) <= _MAX_ACTION else ""
+    return reply[: match.start()], action if len(action) <= MAX_ACTION else ""
 
 
 def split_thought(head: str) -> tuple[str, str]:
