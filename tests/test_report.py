@@ -25,7 +25,7 @@ from ragdistill.report.charts import Point, interval_chart, line_chart
 from ragdistill.report.csvs import LossPoint, read_loss, write_csvs
 from ragdistill.report.metrics import compare, compute_metrics, order, order_pairs
 from ragdistill.report.page import Page, render, write_page
-from ragdistill.report.table import policy_table
+from ragdistill.report.table import comparison_table, policy_table
 from ragdistill.timing import Timing
 
 FAST = ReportParams(bootstrap=300, confidence=0.95)
@@ -173,6 +173,20 @@ def test_table_holds_policies_then_differences_in_aligned_markdown() -> None:
     assert pairs[2].startswith("| distilled − base")
     for block in (policies, pairs):
         assert len({len(line) for line in block}) == 1
+
+
+def test_steps_and_tokens_have_their_intervals_in_every_table() -> None:
+    numbers = {f"t{i}": {"steps": 8 + i % 4, "tokens_billed": 900 + i * i} for i in range(60)}
+    m = measure([msgspec.structs.replace(e, **numbers[e.task_id]) for e in study()])
+    row = m["policies"]["distilled"]
+    assert row["steps_lo"] < row["steps"] < row["steps_hi"] and row["tokens_billed"] >= 1000 > row["tokens_computed"]
+    steps = f"{row['steps']:.1f} [{row['steps_lo']:.1f}–{row['steps_hi']:.1f}]"
+    billed = f"{row['tokens_billed']:,.0f} [{row['tokens_billed_lo']:,.0f}–{row['tokens_billed_hi']:,.0f}]"
+    for text in (policy_table(m), comparison_table([("here", m)])):
+        line = next(line for line in text.splitlines() if re.search(r"\| +distilled +\|", line))
+        assert f" {steps} |" in line and f" {billed} |" in line
+    older = {k: v for k, v in row.items() if not k.startswith("tokens_billed_")}
+    assert f" {row['tokens_billed']:,.0f} |" in policy_table(m | {"policies": {"distilled": older}})
 
 
 def scored(partly: float = 0.5) -> list[EvalEpisode]:

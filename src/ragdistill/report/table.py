@@ -116,9 +116,12 @@ def _parts(parts: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, .
 
 
 def _number(row: Mapping[str, Any], field: str) -> str:
+    """`17.6 [15.2–20.0]`, `23,060 [18,734–27,604]`, bare where the field has no interval, or a dash."""
     if field not in row:
         return "–"
-    return f"{row[field]:,.0f}" if row[field] >= 1000 else f"{row[field]:.1f}"
+    digits = 0 if row[field] >= 1000 else 1
+    value, *ends = (f"{row[key]:,.{digits}f}" for key in (field, f"{field}_lo", f"{field}_hi") if key in row)
+    return f"{value} [{'–'.join(ends)}]" if ends else value
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
