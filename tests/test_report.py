@@ -202,6 +202,9 @@ def test_a_score_is_shown_with_its_difference_wherever_it_is_not_success() -> No
     assert m["feasible"]["tasks"] == 58 and m["feasible"]["policies"]["base"]["n"] == 58
     base, best = (m["policies"][n] for n in ("base", "distilled"))
     assert base["score"] == pytest.approx(0.5 + base["success"] / 2, abs=1e-4)
+    assert m["feasible"]["primary"]["tasks"] == m["primary"]["tasks"] == 45, (
+        "t0 and t4 are of a type that is not primary"
+    )
     assert m["parts"]["base"] == {"n": 60, "type": 1.0, "price": base["success"]}
     text, html = policy_table(m), render(Page(m))
     for shown in (
@@ -226,10 +229,37 @@ def test_where_the_score_is_success_it_is_not_said_twice() -> None:
     assert "feasible" not in measure(study(), infeasible={"another task"})
 
 
+SETS = ("primary", "all", "feasible primary", "feasible")
+
+
+def test_infeasible_primary_tasks_are_counted_with_and_without_on_the_primary_estimate() -> None:
+    lost = {"t1", "t2", "t5"}
+    clean = [e for e in scored() if e.task_id not in lost]
+    m, without = measure(scored(), infeasible=lost), measure(clean)
+    assert (m["primary"]["tasks"], m["feasible"]["primary"]["tasks"], m["feasible"]["tasks"]) == (45, 42, 57)
+    assert m["feasible"]["primary"]["policies"] == without["primary"]["policies"] != m["primary"]["policies"]
+    row = m["feasible"]["primary"]["policies"]["distilled"]
+    head, _, *rows = policy_table(m).split("\n\n")[1].splitlines()
+    names = [cell.strip() for cell in head.split("|")]
+    assert names[2:10] == [f"{field}, {tasks}" for field in ("success %", "score") for tasks in SETS]
+    cells = [cell.strip() for cell in rows[-1].split("|")]
+    assert cells[4] == f"{100 * row['success']:.1f} [{100 * row['success_lo']:.1f}–{100 * row['success_hi']:.1f}]"
+    html = render(Page(m))
+    assert "success,<br>feasible primary" in html and "score,<br>feasible primary" in html
+    assert "the 57 of 60 tasks, 42 of 45 primary ones, that can earn the full reward" in html
+    older = m | {"feasible": {k: v for k, v in m["feasible"].items() if k != "primary"}}
+    assert "feasible primary" not in policy_table(older) and "success %, feasible" in policy_table(older)
+    assert measure(scored(), infeasible={e.task_id for e in scored() if e.kind in PRIMARY})["feasible"]["primary"] == {
+        "tasks": 0, "policies": {}, "paired": {}, "tokens": {}
+    }  # fmt: skip
+
+
 def test_csvs_have_the_score_s_interval_and_the_feasible_tasks(tmp_path: Path) -> None:
-    m = measure(scored(), infeasible={"t0"})
+    m = measure(scored(), infeasible={"t1"})
     rows = list(csv.DictReader(write_csvs(tmp_path, m, {})[0].open()))
-    assert [r["tasks"] for r in rows] == [name for name in ("primary", "all", "feasible") for _ in RATES]
+    assert [r["tasks"] for r in rows] == [name for name in SETS for _ in RATES]
+    assert rows[-1]["success"] == str(m["feasible"]["policies"]["distilled"]["success"])
+    assert [r["n"] for r in rows[:: len(RATES)]] == ["45", "60", "44", "59"]
     assert all(float(r["score_lo"]) <= float(r["score"]) <= float(r["score_hi"]) for r in rows)
 
 

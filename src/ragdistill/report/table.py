@@ -14,10 +14,9 @@ def policy_table(metrics: Mapping[str, Any]) -> str:
     The score (mean reward × 100) stands beside success where the two differ for some policy, and both once more
     without the infeasible tasks where some were played. Then come the parts of the reward, where it has parts.
     """
-    everything, primary = metrics["policies"], metrics["primary"]["policies"]
+    everything = metrics["policies"]
     fields = ("success", "score") if has_scores(metrics) else ("success",)
-    sets = {"primary": primary, "all": everything}
-    sets |= {"feasible": metrics["feasible"]["policies"]} if "feasible" in metrics else {}
+    sets = {name: part["policies"] for name, part in task_sets(metrics).items()}
     shares = [(f"{field} %" if field == "success" else field, field, name) for field in fields for name in sets]
     costs = ("steps", "tokens_billed", "tokens_computed", "invalid")
     head = ("policy", *(f"{words}, {name}" for words, _, name in shares), *(c.replace("_", " ") for c in costs))
@@ -67,6 +66,13 @@ def comparison_table(found: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     words = ("cell", "experiment", "difference on primary tasks", "n", *(f"{f}, points" for f in fields))
     tables = [(head, rows), ((*words, "p of success", "tokens billed, ratio"), gains)]
     return "\n\n".join(_markdown(head, rows) for head, rows in tables if rows) + "\n"
+
+
+def task_sets(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Name → numbers on primary and on all tasks; on both without the infeasible ones where some were played."""
+    found = metrics.get("feasible", {})
+    sets = {"primary": metrics["primary"], "all": metrics, "feasible primary": found.get("primary"), "feasible": found}
+    return {name: part for name, part in sets.items() if part}
 
 
 def percent(row: Mapping[str, Any], field: str = "success") -> str:
