@@ -254,6 +254,13 @@ def test_infeasible_primary_tasks_are_counted_with_and_without_on_the_primary_es
     }  # fmt: skip
 
 
+def test_what_an_environment_says_of_its_tasks_stands_in_table_and_page() -> None:
+    m, note = measure(study()), f"3 of 9 goals are left out {EVIL}."
+    assert note in policy_table(m | {"task_note": note})
+    assert note in parse(render(Page(m | {"task_note": note}))).text
+    assert "left out, not counted as failures.</p>" in render(Page(m)) and "None" not in policy_table(m)
+
+
 def test_csvs_have_the_score_s_interval_and_the_feasible_tasks(tmp_path: Path) -> None:
     m = measure(scored(), infeasible={"t1"})
     rows = list(csv.DictReader(write_csvs(tmp_path, m, {})[0].open()))

@@ -36,6 +36,7 @@ def policy_table(metrics: Mapping[str, Any]) -> str:
         f"{metrics['primary']['tasks']} primary of {metrics['tasks']} tasks, training seeds {seeds}, "
         f"[{level} interval]; {infra} episodes lost to infrastructure are left out."
         f"{' Score: mean reward × 100.' if 'score' in fields else ''}"
+        + (f" {metrics['task_note']}" if "task_note" in metrics else "")
         + (f" Played by {metrics['engine']}." if "engine" in metrics else "")
     )
     pairs = ("difference of success", "primary, points", "p", "all, points", "p")
