@@ -158,7 +158,7 @@ def test_what_works_for_every_environment_names_none() -> None:
     found = [
         f"{name(path)}: {ast.unparse(statement).splitlines()[0]}"
         for path in FILES
-        if room(path) in {"stages", "hints", "rollout", "strip"}
+        if room(path) in {"stages", "hints", "rollout", "strip", "report", "training"}
         for statement in tree(path).body
         for node in ast.walk(statement)
         if isinstance(node, ast.Constant) and node.value in BUILT_IN

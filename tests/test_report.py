@@ -25,7 +25,7 @@ from ragdistill.report.charts import Point, interval_chart, line_chart
 from ragdistill.report.csvs import LossPoint, read_loss, write_csvs
 from ragdistill.report.metrics import compare, compute_metrics, order, order_pairs
 from ragdistill.report.page import Page, render, write_page
-from ragdistill.report.table import policy_table
+from ragdistill.report.table import comparison_table, policy_table
 from ragdistill.timing import Timing
 
 FAST = ReportParams(bootstrap=300, confidence=0.95)
@@ -175,6 +175,20 @@ def test_table_holds_policies_then_differences_in_aligned_markdown() -> None:
         assert len({len(line) for line in block}) == 1
 
 
+def test_steps_and_tokens_have_their_intervals_in_every_table() -> None:
+    numbers = {f"t{i}": {"steps": 8 + i % 4, "tokens_billed": 900 + i * i} for i in range(60)}
+    m = measure([msgspec.structs.replace(e, **numbers[e.task_id]) for e in study()])
+    row = m["policies"]["distilled"]
+    assert row["steps_lo"] < row["steps"] < row["steps_hi"] and row["tokens_billed"] >= 1000 > row["tokens_computed"]
+    steps = f"{row['steps']:.1f} [{row['steps_lo']:.1f}–{row['steps_hi']:.1f}]"
+    billed = f"{row['tokens_billed']:,.0f} [{row['tokens_billed_lo']:,.0f}–{row['tokens_billed_hi']:,.0f}]"
+    for text in (policy_table(m), comparison_table([("here", m)])):
+        line = next(line for line in text.splitlines() if re.search(r"\| +distilled +\|", line))
+        assert f" {steps} |" in line and f" {billed} |" in line
+    older = {k: v for k, v in row.items() if not k.startswith("tokens_billed_")}
+    assert f" {row['tokens_billed']:,.0f} |" in policy_table(m | {"policies": {"distilled": older}})
+
+
 def scored(partly: float = 0.5) -> list[EvalEpisode]:
     """A study in which a lost episode earns `partly`, with parts."""
     return [
@@ -188,6 +202,9 @@ def test_a_score_is_shown_with_its_difference_wherever_it_is_not_success() -> No
     assert m["feasible"]["tasks"] == 58 and m["feasible"]["policies"]["base"]["n"] == 58
     base, best = (m["policies"][n] for n in ("base", "distilled"))
     assert base["score"] == pytest.approx(0.5 + base["success"] / 2, abs=1e-4)
+    assert m["feasible"]["primary"]["tasks"] == m["primary"]["tasks"] == 45, (
+        "t0 and t4 are of a type that is not primary"
+    )
     assert m["parts"]["base"] == {"n": 60, "type": 1.0, "price": base["success"]}
     text, html = policy_table(m), render(Page(m))
     for shown in (
@@ -212,10 +229,44 @@ def test_where_the_score_is_success_it_is_not_said_twice() -> None:
     assert "feasible" not in measure(study(), infeasible={"another task"})
 
 
+SETS = ("primary", "all", "feasible primary", "feasible")
+
+
+def test_infeasible_primary_tasks_are_counted_with_and_without_on_the_primary_estimate() -> None:
+    lost = {"t1", "t2", "t5"}
+    clean = [e for e in scored() if e.task_id not in lost]
+    m, without = measure(scored(), infeasible=lost), measure(clean)
+    assert (m["primary"]["tasks"], m["feasible"]["primary"]["tasks"], m["feasible"]["tasks"]) == (45, 42, 57)
+    assert m["feasible"]["primary"]["policies"] == without["primary"]["policies"] != m["primary"]["policies"]
+    row = m["feasible"]["primary"]["policies"]["distilled"]
+    head, _, *rows = policy_table(m).split("\n\n")[1].splitlines()
+    names = [cell.strip() for cell in head.split("|")]
+    assert names[2:10] == [f"{field}, {tasks}" for field in ("success %", "score") for tasks in SETS]
+    cells = [cell.strip() for cell in rows[-1].split("|")]
+    assert cells[4] == f"{100 * row['success']:.1f} [{100 * row['success_lo']:.1f}–{100 * row['success_hi']:.1f}]"
+    html = render(Page(m))
+    assert "success,<br>feasible primary" in html and "score,<br>feasible primary" in html
+    assert "the 57 of 60 tasks, 42 of 45 primary ones, that can earn the full reward" in html
+    older = m | {"feasible": {k: v for k, v in m["feasible"].items() if k != "primary"}}
+    assert "feasible primary" not in policy_table(older) and "success %, feasible" in policy_table(older)
+    assert measure(scored(), infeasible={e.task_id for e in scored() if e.kind in PRIMARY})["feasible"]["primary"] == {
+        "tasks": 0, "policies": {}, "paired": {}, "tokens": {}
+    }  # fmt: skip
+
+
+def test_what_an_environment_says_of_its_tasks_stands_in_table_and_page() -> None:
+    m, note = measure(study()), f"3 of 9 goals are left out {EVIL}."
+    assert note in policy_table(m | {"task_note": note})
+    assert note in parse(render(Page(m | {"task_note": note}))).text
+    assert "left out, not counted as failures.</p>" in render(Page(m)) and "None" not in policy_table(m)
+
+
 def test_csvs_have_the_score_s_interval_and_the_feasible_tasks(tmp_path: Path) -> None:
-    m = measure(scored(), infeasible={"t0"})
+    m = measure(scored(), infeasible={"t1"})
     rows = list(csv.DictReader(write_csvs(tmp_path, m, {})[0].open()))
-    assert [r["tasks"] for r in rows] == [name for name in ("primary", "all", "feasible") for _ in RATES]
+    assert [r["tasks"] for r in rows] == [name for name in SETS for _ in RATES]
+    assert rows[-1]["success"] == str(m["feasible"]["policies"]["distilled"]["success"])
+    assert [r["n"] for r in rows[:: len(RATES)]] == ["45", "60", "44", "59"]
     assert all(float(r["score_lo"]) <= float(r["score"]) <= float(r["score_hi"]) for r in rows)
 
 

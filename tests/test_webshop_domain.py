@@ -13,7 +13,7 @@ import pytest
 
 from ragdistill.agents import make_agent
 from ragdistill.contamination import check_disjoint
-from ragdistill.envs import Demo, make_domain
+from ragdistill.envs import Demo, make_domain, note_of
 from ragdistill.envs.pool import EnvPool
 from ragdistill.envs.webshop import generator
 from ragdistill.envs.webshop.catalogue import Catalogue, ensure_catalogue
@@ -97,6 +97,24 @@ def test_splits_share_no_product_and_are_balanced(tmp_path: Path) -> None:
         assert len({t.group for t in made[split]}) > 45, "products come in turn"
     assert tasks("train", 50, tmp_path) == made["train"]
     assert [t.id for t in WebshopDomain(PARAMS).tasks("train", 50, 2, tmp_path)] != [t.id for t in made["train"]]
+
+
+def test_how_many_goals_cannot_be_won_is_said_and_what_is_done_with_them(tmp_path: Path, cache: Path) -> None:
+    catalogue = Catalogue(catalogue_folder(cache, PARAMS.products))
+    rows = catalogue.goal_rows("synthetic")
+    lost = {r.number for r in rows if not r.feasible}
+    catalogue.close()
+    for done, infeasible in (("left out", "exclude"), ("kept", "keep")):
+        made = tasks("test", 500, tmp_path, infeasible=infeasible)
+        assert bool(lost & {int(t.data.split("/")[-1]) for t in made}) == (done == "kept")
+        said = note_of(WebshopDomain(msgspec.structs.replace(PARAMS, infeasible=infeasible)), tmp_path)
+        assert said.startswith(f"{len(lost)} of the {len(rows):,} goals") and f"they are {done}" in said
+    assert all(r.options for r in rows if not r.feasible), "so that all of them are primary"
+    assert (len(lost), len(rows)) == (234, 4008), "as README.md says"
+    tasks("test", 5, tmp_path, goals="human")
+    assert note_of(WebshopDomain(PARAMS), tmp_path) == "", "there is nothing to say where all can be won"
+    alfworld = load_params(Path(__file__).parents[1] / "params.yaml").env
+    assert note_of(make_domain(alfworld), tmp_path) == ""
 
 
 def test_goals_with_options_are_types_of_their_own_and_the_primary_ones(tmp_path: Path, cache: Path) -> None:

@@ -126,6 +126,20 @@ def defaults_of(domain: Domain) -> Defaults:
     return domain.defaults if isinstance(domain, HasDefaults) else Defaults()
 
 
+@runtime_checkable
+class HasNote(Protocol):
+    """What a `Domain` whose choice of tasks needs a word beside every result offers beside the rest."""
+
+    def task_note(self, games: Path) -> str:
+        """Sentences on the tasks whose files lie in `games`, such as what was left out; "" where there is nothing."""
+        ...
+
+
+def note_of(domain: Domain, games: Path) -> str:
+    """What `domain` has to say about the tasks whose files lie in `games`."""
+    return domain.task_note(games) if isinstance(domain, HasNote) else ""
+
+
 def make_domain(params: EnvParams) -> Domain:
     """The environment called `params.name`: built in, or a plug-in (`ragdistill.envs.plugins`) made with its options.
 

@@ -12,6 +12,7 @@ from typing import Any
 from ragdistill.errors import DataError
 from ragdistill.files import write_atomic
 from ragdistill.report.metrics import order
+from ragdistill.report.table import task_sets
 
 _POLICY_COLUMNS = (
     "n", "success", "success_lo", "success_hi", "success_room_lo", "success_room_hi", "score", "score_lo", "score_hi",
@@ -57,12 +58,8 @@ def write_csvs(directory: Path, metrics: Mapping[str, Any], losses: Mapping[str,
     """
     policies = [
         {"policy": name, "tasks": tasks, **{c: row.get(c, "") for c in _POLICY_COLUMNS}}
-        for tasks, part in (
-            ("primary", metrics["primary"]),
-            ("all", metrics),
-            ("feasible", metrics.get("feasible", {})),
-        )
-        for name, row in ((n, part["policies"][n]) for n in order(part.get("policies", ())))
+        for tasks, part in task_sets(metrics).items()
+        for name, row in ((n, part["policies"][n]) for n in order(part["policies"]))
     ]
     kinds = [
         {"kind": kind, "policy": name, **{c: part[name][c] for c in ("n", "success", "lo", "hi")}}

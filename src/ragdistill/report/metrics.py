@@ -74,7 +74,7 @@ def compute_metrics(
         primary: task kinds of the primary estimate; empty means all.
         params: number of resamples and confidence level.
         infeasible: ids of tasks that cannot earn the full reward; where some were played, `feasible` holds the
-            numbers without them.
+            numbers without them, of all tasks and of the primary ones.
 
     Raises:
         EmptyResultError: no episode, or none of a primary kind.
@@ -85,19 +85,18 @@ def compute_metrics(
         raise EmptyResultError(
             f"No evaluated episode of the kinds {', '.join(primary) or 'any'}: check evaluate.primary and tasks.test."
         )
-    feasible, parts = [e for e in episodes if e.task_id not in infeasible], _parts(episodes)
-    whole = len(feasible) == len(episodes) or not feasible
+    feasible, first = ([e for e in part if e.task_id not in infeasible] for part in (episodes, chosen))
+    parts, whole = _parts(episodes), len(feasible) in (0, len(episodes))
     return {
         "env": env,
         "agent": agent,
         "split": split,
         "label": label,
         "seeds": sorted({e.seed for e in episodes}),
-        "tasks": len({e.task_id for e in episodes}),
         "confidence": params.confidence,
         **_estimate(episodes, params),
-        "primary": {"kinds": list(primary), "tasks": len({e.task_id for e in chosen}), **_estimate(chosen, params)},
-        **({} if whole else {"feasible": {"tasks": len({e.task_id for e in feasible}), **_estimate(feasible, params)}}),
+        "primary": {"kinds": list(primary), **_estimate(chosen, params)},
+        **({} if whole else {"feasible": {**_estimate(feasible, params), "primary": _estimate(first, params)}}),
         **({"parts": parts} if parts else {}),
         "by_kind": _by(episodes, lambda e: e.kind, params.confidence),
         "by_room": _by(episodes, lambda e: e.group, params.confidence),
@@ -168,12 +167,13 @@ def _grid(episodes: Sequence[EvalEpisode]) -> Grid:
 
 
 def _estimate(episodes: Sequence[EvalEpisode], params: ReportParams) -> dict[str, Any]:
-    """Policies, paired differences and token ratios on one set of tasks."""
+    """One set of tasks: their number, policies, paired differences and token ratios."""
     grids = build_grids(episodes)
     pairs = _pairs(list(grids))
     paired = {f"{a}-{b}": _paired(grids[a], grids[b], params) for a, b in pairs}
     tokens = {f"{a}_over_{b}": _ratios(grids[a], grids[b], params) for a, b in pairs}
     return {
+        "tasks": len({e.task_id for e in episodes}),
         "policies": {name: _policy(grid, params) for name, grid in grids.items()},
         "paired": {k: v for k, v in paired.items() if v},
         "tokens": {k: v for k, v in tokens.items() if v},

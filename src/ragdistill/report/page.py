@@ -30,7 +30,7 @@ from ragdistill.report.hintuse import hint_use
 from ragdistill.report.metrics import has_scores, order, order_pairs
 from ragdistill.report.paper import Comparison
 from ragdistill.report.payback import paybacks
-from ragdistill.report.table import difference, part_names
+from ragdistill.report.table import difference, part_names, task_sets
 from ragdistill.timing import Timing
 
 _HINTS, _ROOMS, _EVIDENCE = 4, 12, 24
@@ -154,7 +154,7 @@ def _circumstances(page: Page) -> dict[str, Any]:
 
 
 def _rewards(m: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page shows beside success, where rewards are more than won or lost."""
+    """What the page shows beside success, where rewards are more than won or lost, or not all can be earned."""
     scored = has_scores(m)
     return {
         "scored": scored,
@@ -162,6 +162,7 @@ def _rewards(m: Mapping[str, Any]) -> dict[str, Any]:
         "score_differences": figures.difference_chart(m, "score") if scored else None,
         "difference_of": difference,
         "part_names": part_names(m.get("parts", {})),
+        "feasible": {name: part["policies"] for name, part in task_sets(m).items() if name.startswith("feasible")},
     }
 
 

@@ -16,12 +16,6 @@ import msgspec
 from ragdistill import stats
 from ragdistill.params import EnvParams
 
-ROWS = {"webshop": {"act": "react", "react": ""}}
-"""Environment → agent → whose row of the paper is its; any other's is its own.
-
-The paper's WebShop "ReAct" has no thoughts: it is Act, and ReAct has no row there.
-"""
-
 
 class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the paper evaluated on."""
@@ -47,6 +41,11 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     protocols: dict[str, Protocol]
     episodes: dict[str, Typical]
     models: dict[str, str]
+    rows: dict[str, dict[str, str]]
+    """Environment → agent → whose row of the paper is its, "" for nobody's; any other's is its own.
+
+    The paper's WebShop "ReAct" has no thoughts: it is Act, and ReAct has no row there.
+    """
     results: dict[str, dict[str, tuple[float, ...]]]
 
 
@@ -88,7 +87,7 @@ def compare(metrics: Mapping[str, Any], env: EnvParams, model: str) -> Compariso
         return None
     if not protocol.env.items() <= msgspec.to_builtins(env).items():
         return None
-    cell = f"{name}/{size}/{ROWS.get(name, {}).get(agent, agent)}"
+    cell = f"{name}/{size}/{paper.rows.get(name, {}).get(agent, agent)}"
     theirs = paper.results.get(cell, {})
     ours = {name: row for name, row in metrics["policies"].items() if "success" in row and name in theirs}
     level = metrics["confidence"]

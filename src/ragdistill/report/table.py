@@ -14,10 +14,9 @@ def policy_table(metrics: Mapping[str, Any]) -> str:
     The score (mean reward × 100) stands beside success where the two differ for some policy, and both once more
     without the infeasible tasks where some were played. Then come the parts of the reward, where it has parts.
     """
-    everything, primary = metrics["policies"], metrics["primary"]["policies"]
+    everything = metrics["policies"]
     fields = ("success", "score") if has_scores(metrics) else ("success",)
-    sets = {"primary": primary, "all": everything}
-    sets |= {"feasible": metrics["feasible"]["policies"]} if "feasible" in metrics else {}
+    sets = {name: part["policies"] for name, part in task_sets(metrics).items()}
     shares = [(f"{field} %" if field == "success" else field, field, name) for field in fields for name in sets]
     costs = ("steps", "tokens_billed", "tokens_computed", "invalid")
     head = ("policy", *(f"{words}, {name}" for words, _, name in shares), *(c.replace("_", " ") for c in costs))
@@ -37,6 +36,7 @@ def policy_table(metrics: Mapping[str, Any]) -> str:
         f"{metrics['primary']['tasks']} primary of {metrics['tasks']} tasks, training seeds {seeds}, "
         f"[{level} interval]; {infra} episodes lost to infrastructure are left out."
         f"{' Score: mean reward × 100.' if 'score' in fields else ''}"
+        + (f" {metrics['task_note']}" if "task_note" in metrics else "")
         + (f" Played by {metrics['engine']}." if "engine" in metrics else "")
     )
     pairs = ("difference of success", "primary, points", "p", "all, points", "p")
@@ -67,6 +67,13 @@ def comparison_table(found: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     words = ("cell", "experiment", "difference on primary tasks", "n", *(f"{f}, points" for f in fields))
     tables = [(head, rows), ((*words, "p of success", "tokens billed, ratio"), gains)]
     return "\n\n".join(_markdown(head, rows) for head, rows in tables if rows) + "\n"
+
+
+def task_sets(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Name → numbers on primary and on all tasks; on both without the infeasible ones where some were played."""
+    found = metrics.get("feasible", {})
+    sets = {"primary": metrics["primary"], "all": metrics, "feasible primary": found.get("primary"), "feasible": found}
+    return {name: part for name, part in sets.items() if part}
 
 
 def percent(row: Mapping[str, Any], field: str = "success") -> str:
@@ -116,9 +123,12 @@ def _parts(parts: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, .
 
 
 def _number(row: Mapping[str, Any], field: str) -> str:
+    """`17.6 [15.2–20.0]`, `23,060 [18,734–27,604]`, bare where the field has no interval, or a dash."""
     if field not in row:
         return "–"
-    return f"{row[field]:,.0f}" if row[field] >= 1000 else f"{row[field]:.1f}"
+    digits = 0 if row[field] >= 1000 else 1
+    value, *ends = (f"{row[key]:,.{digits}f}" for key in (field, f"{field}_lo", f"{field}_hi") if key in row)
+    return f"{value} [{'–'.join(ends)}]" if ends else value
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ragdistill.envs import defaults_of, make_domain
+from ragdistill.envs import defaults_of, make_domain, note_of
 from ragdistill.hints.lift import LiftRow
 from ragdistill.llm import Engine
 from ragdistill.params import Params
@@ -24,6 +24,7 @@ from ragdistill.stages.common import (
     BASE,
     ENGINE,
     EVAL,
+    GAMES,
     IDENTITY,
     LIFT,
     RESULTS,
@@ -78,7 +79,9 @@ def body(params: Params) -> str:
         primary=primary(params), params=params.report,
         infeasible={t.id for t in read_jsonl(TASKS / "eval.jsonl", Task) if not t.feasible},
     )  # fmt: skip
-    players = engines(folders)
+    domain, players = make_domain(params.env), engines(folders)
+    if note := note_of(domain, GAMES / "eval"):
+        metrics["task_note"] = note
     metrics["engine"] = played_by(players)
     losses, trainings = adapters(params)
     timing, spending = read_timing(), collect(params)
@@ -111,7 +114,7 @@ def body(params: Params) -> str:
         at_once=params.model.concurrency,
         provenance={"environment": read_json(IDENTITY)["environment"]} | player(params),
         coldstart=params.coldstart.enabled,
-        group=defaults_of(make_domain(params.env)).group,
+        group=defaults_of(domain).group,
     )
     write_page(RESULTS / "report.html", page)
     print(policy_table(metrics))

@@ -24,12 +24,14 @@ from ragdistill.errors import ConfigError, DataError
 from ragdistill.journal import cache_dir
 from ragdistill.params import ColdstartParams, WebshopParams
 from ragdistill.progress import track
-from ragdistill.records import Task, digest, seed_of, write_json
+from ragdistill.records import Task, digest, read_json, seed_of, write_json
 
 OWN_SPLITS = ("train", "dev", "test")
 WITH_OPTIONS = tuple(f"{category} with options" for category in CATEGORIES)
 KINDS = (*CATEGORIES, *WITH_OPTIONS)
 """Task types: the category of the product, and whether the goal names options."""
+COUNTS = "catalogue.json"
+"""Beside the tasks: which catalogue they are of, its goals, and how many of them cannot earn the full reward."""
 IGNORES = 0.5
 """Share of the untold demonstrations that leave the options alone."""
 MAX_TURNS = 15
@@ -75,10 +77,21 @@ class WebshopDomain:
         if not chosen:
             raise DataError(f"This catalogue has no {split} goals; choose another split or a larger catalogue.")
         infeasible = sum(not r.feasible for r in rows)
-        write_json(out / "catalogue.json", {"key": folder.name, "goals": len(rows), "infeasible": infeasible})
+        write_json(out / COUNTS, {"key": folder.name, "goals": len(rows), "infeasible": infeasible})
         tasks = [_task(catalogue, r, split, folder.name) for r in chosen]
         catalogue.close()
         return tasks
+
+    def task_note(self, games: Path) -> str:
+        """How many goals the shop itself cannot reward in full; they are counted over all splits."""
+        found = read_json(games / COUNTS)
+        if not found["infeasible"]:
+            return ""
+        done = "left out" if self._params.infeasible == "exclude" else "kept"
+        return (
+            f"{found['infeasible']:,} of the {found['goals']:,} goals of this catalogue cannot earn the full reward; "
+            f"they are {done} (env.webshop.infeasible)."
+        )
 
     def examples(self) -> Mapping[str, Sequence[Demo]]:
         """See `ragdistill.envs.HasExamples`; on pages as this shop shows them."""
