@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import importlib
 import os
@@ -345,6 +346,19 @@ def test_flops_of_a_token_are_counted_as_the_docstring_says() -> None:
     adapter = 2 * (4 + 4) + 2 * (4 + 2) + 3 * (4 + 8)
     attention = 12 * 1 * 2 * 2 * (2 * 2 + 6 * 6) / 8
     assert scale.flops_per_token(model, corpus) == 4 * weights + 6 * adapter + 4 * 2 / 8 * 4 * 10 + attention
+
+
+def test_the_shop_s_first_build_is_measured_even_where_the_catalogue_is_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.delenv("RAGDISTILL_WEBSHOP_DATA", raising=False)
+    speed, trial = importlib.import_module("webshop_speed"), argparse.Namespace(large=0, episodes=2, queries=2)
+    for _ in range(2):
+        speed.measure(trial, tmp_path / "cache", tmp_path)
+        found = re.search(r"\| first build, 1,200 products \| (\S+) s CPU \|", capsys.readouterr().out)
+        assert found and float(found[1]) > 0.2
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
 def test_a_command_s_memory_counts_its_children_and_its_failure_is_told(tmp_path: Path) -> None:

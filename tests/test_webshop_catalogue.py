@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ragdistill.envs.webshop import generator
-from ragdistill.envs.webshop.catalogue import Catalogue, ensure_catalogue
+from ragdistill.envs.webshop.catalogue import SOURCES, Catalogue, ensure_catalogue
 from ragdistill.envs.webshop.goals import gold_options, official_order, official_range
 from ragdistill.envs.webshop.products import Product, product_of, read_entries, read_products, read_reviews
 from ragdistill.envs.webshop.sources import VARIABLE, catalogue_folder, catalogue_key, embedded_products
@@ -145,6 +145,20 @@ def test_feasible_means_that_the_gold_purchase_earns_everything(catalogue: Catal
         assert gold_options(goal, gold) == dict(goal.options)
         assert (row.category, row.options, row.feasible) == (gold.category, len(goal.options), True)
         assert catalogue.price(goal.asin) <= goal.price_upper
+
+
+def test_goals_of_one_product_share_its_names_in_memory(catalogue: Catalogue) -> None:
+    rows = catalogue.goal_rows("synthetic")
+    for names in ([r.asin for r in rows], [r.family for r in rows], [r.category for r in rows]):
+        assert len(set(map(id, names))) == len(set(names)) < len(rows)
+
+
+def test_families_are_those_of_the_goals_asked_about(catalogue: Catalogue) -> None:
+    for source in SOURCES:
+        rows = catalogue.goal_rows(source)
+        assert [r.number for r in rows] == list(range(catalogue.goal_count(source)))
+        assert catalogue.families(source, [r.number for r in rows[::9]]) == {r.family for r in rows[::9]}
+        assert catalogue.families(source, []) == set()
 
 
 def test_buckets_come_from_the_words_of_the_instruction(catalogue: Catalogue) -> None:

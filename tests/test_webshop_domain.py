@@ -7,6 +7,7 @@ import random
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,10 +18,11 @@ from ragdistill.envs import Demo, make_domain, note_of
 from ragdistill.envs.pool import EnvPool
 from ragdistill.envs.webshop import generator
 from ragdistill.envs.webshop.catalogue import Catalogue, ensure_catalogue
-from ragdistill.envs.webshop.demonstrator import choose, need_of
+from ragdistill.envs.webshop.demonstrator import Mood, choose, need_of
 from ragdistill.envs.webshop.domain import KINDS, MAX_TURNS, WITH_OPTIONS, WebshopDomain, play
 from ragdistill.envs.webshop.goals import Source, gold_options
 from ragdistill.envs.webshop.houserules import GENERIC, GROUPS, RULE_WORDINGS
+from ragdistill.envs.webshop.products import Product
 from ragdistill.envs.webshop.sources import VARIABLE, catalogue_folder
 from ragdistill.envs.webshop.splits import family_of, split_of
 from ragdistill.errors import ConfigError, DataError
@@ -297,6 +299,32 @@ def test_no_demonstration_buys_a_product_that_an_official_evaluation_asks_for(
     made = {family_of(catalogue.product(asin)) for asin in bought(demos())}
     assert len(made) > 20 and not made & asked
     catalogue.close()
+
+
+@pytest.mark.usefixtures("original")
+def test_demonstrations_do_not_read_all_goals_of_a_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = demos()
+    monkeypatch.setattr(Catalogue, "goal_rows", lambda *_: pytest.fail("millions in a full catalogue"))
+    assert demos() == before
+
+
+def test_of_a_large_catalogue_a_sample_is_tried_for_demonstrations(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def counted(catalogue: Catalogue, asked: Product, mood: Mood, name: str, *rest: Any) -> tuple[Demo, bool]:
+        tried.extend([asked.asin] if not name else [])
+        return play(catalogue, asked, mood, name, *rest)
+
+    monkeypatch.setattr("ragdistill.envs.webshop.domain.play", counted)
+    whole = demos()
+    everything, tried = tried, []
+    monkeypatch.setattr("ragdistill.envs.webshop.domain.CANDIDATES", len(everything))
+    assert demos() == whole, "a catalogue that fits is tried whole, in its order"
+    tried = []
+    monkeypatch.setattr("ragdistill.envs.webshop.domain.CANDIDATES", 40)
+    assert len(demos()) == len(whole) and len(tried) == len(set(tried)) == 40
+    later = set(everything[len(everything) // 2 :])
+    assert 8 < len(later & set(tried)) < 32, "from all of it, not its beginning"
 
 
 @pytest.mark.parametrize("style", ["react", "stateact"])

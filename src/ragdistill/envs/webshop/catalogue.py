@@ -48,8 +48,8 @@ CREATE TABLE words (word TEXT PRIMARY KEY, counts BLOB) WITHOUT ROWID;
 Reviews = Iterable[tuple[str, str, tuple[Review, ...]]]
 
 
-class GoalRow(msgspec.Struct, frozen=True):
-    """Where a goal is and what sampling needs to know of it."""
+class GoalRow(msgspec.Struct, frozen=True, gc=False):
+    """Where a goal is and what sampling needs to know of it; a full catalogue has millions of them."""
 
     source: Source
     number: int
@@ -131,7 +131,9 @@ class Catalogue:
         return msgspec.json.decode(row[0], type=Goal)
 
     def goal_rows(self, source: Source) -> list[GoalRow]:
-        """All goals of `source`, in generation order."""
+        """All goals of `source`, in generation order; those of one product share its names, to take less memory."""
+        names: dict[str, str] = {}
+        one = names.setdefault
         rows = self._rows(
             "SELECT g.number, g.asin, p.family, json_extract(p.body, '$.category'), "
             "json_array_length(g.body, '$.options'), g.feasible "
@@ -139,9 +141,22 @@ class Catalogue:
             (source,),
         )
         return [
-            GoalRow(source, number, asin, family, category, options, bool(ok))
+            GoalRow(source, number, one(asin, asin), one(family, family), one(category, category), options, bool(ok))
             for number, asin, family, category, options, ok in rows
         ]
+
+    def goal_count(self, source: Source) -> int:
+        """How many goals `source` has; their numbers begin with 0."""
+        return next(self._rows("SELECT count(*) FROM goals WHERE source = ?", (source,)))[0]
+
+    def families(self, source: Source, numbers: Sequence[int]) -> set[str]:
+        """Families of the products that these goals ask for."""
+        rows = self._rows(
+            "SELECT DISTINCT p.family FROM goals g JOIN products p USING (asin) "
+            "WHERE g.source = ? AND g.number IN (SELECT value FROM json_each(?))",
+            (source, msgspec.json.encode(numbers).decode()),
+        )
+        return {family for (family,) in rows}
 
     def _counts(self, word: str) -> dict[str, int]:
         row = next(self._rows("SELECT counts FROM words WHERE word = ?", (word,)), None)

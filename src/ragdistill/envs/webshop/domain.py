@@ -36,6 +36,8 @@ IGNORES = 0.5
 """Share of the untold demonstrations that leave the options alone."""
 MAX_TURNS = 15
 """As the paper limits an episode; a demonstration takes three to five."""
+CANDIDATES = 4096
+"""Products, at most, that are tried for demonstrations and kept in memory for them."""
 TRIES = 20
 """Products tried for each demonstration before the catalogue counts as too hard for the demonstrator."""
 
@@ -109,7 +111,7 @@ class WebshopDomain:
         catalogue = Catalogue(catalogue_folder(cache_dir("env"), self._params.products))
         rng = random.Random(seed_of("webshop demonstrations", seed))
         held = _held(catalogue)
-        products = [p for p in catalogue.products() if _demonstrable(p, held) and _asked_for(p)]
+        products = _candidates(catalogue, held, seed)
         # Titles of a real catalogue often hide what was asked for; demonstrate where the need leads to the product.
         products = [p for p in products if play(catalogue, p, "plain", "", params, rng, self._params, held)[1]]
         if not products:
@@ -207,21 +209,22 @@ def _official(catalogue: Catalogue, rows: list[GoalRow], split: str, usable: set
     wanted = [rows[order[i]] for i in official_range(name, len(rows)) if order[i] in usable]
     if name != "train":
         return wanted
-    held = {_content(catalogue, r) for r in _evaluated(rows)}
+    held = {_content(catalogue, rows[n]) for n in _evaluated(len(rows))}
     return [r for r in wanted if split_of(r.family) != "dev" and _content(catalogue, r) not in held]
 
 
-def _evaluated(rows: Sequence[GoalRow]) -> list[GoalRow]:
-    """The goals of the official evaluation splits, feasible or not."""
-    order = official_order(len(rows))
-    return [rows[order[i]] for part in ("test", "eval") for i in official_range(part, len(rows))]
+def _evaluated(count: int) -> list[int]:
+    """Numbers of the goals of the official evaluation splits, feasible or not, out of `count`."""
+    order = official_order(count)
+    return [order[i] for part in ("test", "eval") for i in official_range(part, count)]
 
 
 def _held(catalogue: Catalogue) -> frozenset[str]:
     """Families that official evaluations ask for, by goals of either source; the embedded catalogue has no such."""
     if original_files() is None:
         return frozenset()
-    return frozenset(r.family for source in SOURCES for r in _evaluated(catalogue.goal_rows(source)))
+    asked = (catalogue.families(source, _evaluated(catalogue.goal_count(source))) for source in SOURCES)
+    return frozenset[str]().union(*asked)
 
 
 def _content(catalogue: Catalogue, row: GoalRow) -> str:
@@ -240,6 +243,18 @@ def _task(catalogue: Catalogue, row: GoalRow, split: str, key: str) -> Task:
 def _demonstrable(product: Product, held: Collection[str]) -> bool:
     family = family_of(product)
     return split_of(family) == "coldstart" and family not in held
+
+
+def _candidates(catalogue: Catalogue, held: Collection[str], seed: int) -> list[Product]:
+    """Products to demonstrate, in the catalogue's order; of a large one an even sample, drawn as it streams by."""
+    suitable = (p for p in catalogue.products() if _demonstrable(p, held) and _asked_for(p))
+    drawn = list(islice(suitable, CANDIDATES))
+    rng = random.Random(seed_of("webshop candidates", seed))
+    for place, product in enumerate(suitable, CANDIDATES):
+        chosen = rng.randrange(place + 1)
+        if chosen < CANDIDATES:
+            drawn[chosen] = product
+    return drawn
 
 
 def _asked_for(product: Product) -> bool:
