@@ -24,8 +24,11 @@ import msgspec
 import pytest
 
 from ragdistill.errors import ConfigError, EnvironmentFault, IdentityError
+from ragdistill.hints.extract import schema
+from ragdistill.hints.rankers import CHOICE_SCHEMA
 from ragdistill.llm import ChatModel, Engine, Reply, Sampling, engine_of
 from ragdistill.llm.chat_format import ChatFormat
+from ragdistill.llm.endpoint import EndpointModel
 from ragdistill.llm.local import LocalEngine
 from ragdistill.llm.weights import load_merged
 from ragdistill.params import load_params
@@ -420,3 +423,27 @@ def test_real_vllm_survives_many_long_prompts_of_sampled_episodes_at_once(real: 
 
     assert len(asyncio.run(sampled())) == len(turns) and real.healthy()
     model.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_real_vllm_writes_hints_in_the_form_that_is_asked_through_both_clients(
+    real: VllmServer, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The toy model has never seen JSON, so that only the server's constraint can make it write some."""
+    monkeypatch.setenv("TEST_KEY", real.key)
+    asked = msgspec.structs.replace(
+        load_params(ROOT / "params.yaml").endpoint, base_url=real.url, model=real.base_name, api_key_env="TEST_KEY"
+    )
+    clients: list[Any] = [
+        VllmChat(real, base, None, 2, lambda: None),
+        EndpointModel(asked, tmp_path / "calls", tmp_path / "ledger.jsonl", "hints"),
+    ]
+    for model in clients:
+        for text in (schema(3), CHOICE_SCHEMA):
+            freely = ask(model, CHATS[0][:1], temperature=1.0, seed=1, max_tokens=400).text
+            reply = ask(model, CHATS[0][:1], temperature=1.0, seed=1, max_tokens=400, schema=text)
+            form = json.loads(text)
+            assert reply.finish == "stop" and not freely.startswith("{")
+            assert set(json.loads(reply.text)) == set(form["required"])
+        model.close()
