@@ -158,8 +158,8 @@ def test_a_bill_that_is_not_told_cannot_exceed_the_budget(tmp_path: Path, usage:
         (Act("status", status=400, body={"error": {"message": "Content Exists Risk"}}), "error", "refusal: Content"),
         (Act("status", status=400, body={"error": {"message": "Your request was flagged as potentially violating our "
          "usage policy."}}), "error", "refusal: Your request"),
-        (Act("status", status=403, body={"error": {"code": 403, "message": "m requires moderation on OpenAI. Your input "
-         "was flagged for \"harassment\".", "metadata": {"flagged_input": "x"}}}), "error", "refusal: m requires"),
+        (Act("status", status=403, body={"error": {"code": 403, "message": "m requires moderation on OpenAI. Your "
+         "input was flagged for \"harassment\".", "metadata": {"flagged_input": "x"}}}), "error", "refusal: m req"),
         (Act("status", status=403, body={"code": "The caller does not have permission", "error": "Content violates "
          "usage guidelines."}), "error", "refusal: "),
         (Act("status", status=422, body={"error": "`inputs` tokens + `max_new_tokens` must be <= 4096"}), "context",
