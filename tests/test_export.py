@@ -38,7 +38,7 @@ from ragdistill.records import (
 from ragdistill.report.metrics import compute_metrics
 from ragdistill.serving import export as room
 from ragdistill.serving import parity
-from ragdistill.serving.card import Facts, escape, licence_of, model_card
+from ragdistill.serving.card import Facts, Licence, escape, licence_of, model_card
 from ragdistill.serving.export import Options, Student, export_student
 from tests.llm_toys import toy_model, toy_tokenizer
 from tests.serving_toys import CHATS, make_adapter, taught_model
@@ -222,7 +222,7 @@ def test_positions_are_bounded_and_inside_the_context(monkeypatch: pytest.Monkey
 def facts(**changes: Any) -> Facts:
     row = parity.Row(what="a", tokens=3, max_difference=0.0, agreement=1.0, rule="r", ok=True)
     given: dict[str, Any] = {
-        "name": "toy", "base": "owner/base@1", "coldstart": True, "licence": "Apache-2.0", "rows": [row],
+        "name": "toy", "base": "owner/base@1", "coldstart": True, "licence": Licence("Apache-2.0"), "rows": [row],
         "fingerprints": {"base": "ffff"}, "data": {"tasks": "aaaa"}, "measured": "nowhere.",
     }  # fmt: skip
     return Facts(**(given | changes))
@@ -233,7 +233,7 @@ def test_the_card_is_hub_yaml_and_says_what_is_not_known() -> None:
     header = yaml.safe_load(card.split("---")[1])
     assert header["license"] == "apache-2.0" and header["base_model"] == "owner/base"
     assert "Not stated: nowhere." in card and "`aaaa`" in card and "`ffff`" in card
-    unknown = model_card(facts(licence="unknown", base="smollm2-135m-instruct"))
+    unknown = model_card(facts(licence=Licence(), base="smollm2-135m-instruct"))
     assert "look it up" in unknown and "license" not in yaml.safe_load(unknown.split("---")[1])
 
 
@@ -249,13 +249,55 @@ def test_hints_cannot_become_markup() -> None:
 
 def test_the_licence_comes_from_the_model_that_a_base_was_made_of(tmp_path: Path) -> None:
     raw, base, other = (toy_model(tmp_path / n, seed=i) for i, n in enumerate(("raw", "base", "other")))
-    assert licence_of(base, raw) == "unknown"
+    assert licence_of(base, raw) == Licence() == ("unknown", "", "")
     write_json(raw / IDENTITY, {"name": "raw", "licence": "Apache-2.0"})
-    assert licence_of(base, raw) == "unknown", "not related"
+    assert licence_of(base, raw) == Licence(), "not related"
     write_json(base / IDENTITY, {"name": "coldstart", "base": model_fingerprint(raw)})
-    assert licence_of(base, raw) == "Apache-2.0"
+    assert licence_of(base, raw) == Licence("Apache-2.0")
     write_json(base / IDENTITY, {"name": "coldstart", "base": model_fingerprint(other)})
-    assert licence_of(base, raw) == "unknown"
+    assert licence_of(base, raw) == Licence()
+
+
+LINK = "https://example.org/LICENSE"
+
+
+@pytest.mark.parametrize(
+    ("head", "stated"),
+    [
+        ("license: apache-2.0\nlicense_link: " + LINK, Licence("apache-2.0", "", LINK)),
+        ("license: other\nlicense_name: own\nlicense_link: LICENSE", Licence("other", "own")),
+        ("license: [mit, x]", Licence()),
+        ('license: "a\\e[31mb"', Licence()),
+        (f"license: {'x' * 200}", Licence()),
+        ("license: {", Licence()),
+        ("- license", Licence()),
+        ("license: " + "[" * 5000, Licence()),
+        ("tags: [x]", Licence()),
+        (None, Licence()),
+        (b"\xff", Licence()),
+    ],
+    ids=lambda x: str(x)[:30],
+)
+def test_a_hub_model_s_own_card_states_its_licence_and_is_no_part_of_its_identity(
+    base: Path, tmp_path: Path, head: Any, stated: Licence
+) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(base, raw)
+    if head is not None:
+        text = head if isinstance(head, bytes) else f"---\n{head}\n---\n# Model\nlicense: mit\n".encode()
+        (raw / "README.md").write_bytes(text)
+    made = toy_model(tmp_path / "made", seed=7)
+    write_json(made / IDENTITY, {"name": "coldstart", "base": model_fingerprint(raw)})
+    assert model_fingerprint(raw) == model_fingerprint(base)
+    assert licence_of(raw) == licence_of(made, raw) == stated
+
+
+def test_the_card_repeats_a_licence_of_the_base_s_own_as_the_hub_wants_it() -> None:
+    card = model_card(facts(licence=Licence("other", "<b>own</b>", LINK)))
+    header = yaml.safe_load(card.split("---")[1])
+    assert (header["license"], header["license_name"], header["license_link"]) == ("other", "<b>own</b>", LINK)
+    assert f"| other \\(&lt;b&gt;own&lt;/b&gt;, {LINK}\\) |" in card
+    assert "license_link" not in yaml.safe_load(model_card(facts()).split("---")[1])
 
 
 # --- the command
