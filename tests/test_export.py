@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import shutil
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,29 @@ def test_rounded_weights_are_written_and_compared_by_their_choices(
     assert 0 < rows[1].max_difference < 1 and rows[1].base_agreement is None
     assert str(json.loads((tmp_path / "out/merged/config.json").read_text())["dtype"]) == dtype
     assert "Q8_0" in missing, "rows of 48 numbers do not fill blocks of 32"
+
+
+def test_an_export_holds_two_models_in_float32_at_most(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, most = weakref.WeakSet[Any](), list[int]()
+
+    def counted(load: Callable[..., Any]) -> Callable[..., Any]:
+        def loaded(*args: Any) -> Any:
+            model = load(*args)
+            gc.collect()
+            most.append(len(alive | {model}))
+            if isinstance(model, torch.nn.Module):
+                alive.add(model)
+            return model
+
+        return loaded
+
+    monkeypatch.setattr(room, "load_merged", counted(load_merged))
+    monkeypatch.setattr(parity, "load_gguf", counted(parity.load_gguf))
+    serve = counted(opens(student.base, student.adapter))
+    export_student(student, tmp_path / "out", Options(), CHATS, serve, tmp_path / "cache", plain_card)
+    assert (len(most), max(most)) == (4, 2), "merged, engine, base, GGUF"
 
 
 def test_a_server_that_leaves_the_adapter_out_is_refused_and_nothing_is_written(
