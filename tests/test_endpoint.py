@@ -156,6 +156,12 @@ def test_a_bill_that_is_not_told_cannot_exceed_the_budget(tmp_path: Path, usage:
         (Act("status", status=400, body={"error": {"message": "m", "code": "data_inspection_failed"}}), "error",
          "refusal: m"),
         (Act("status", status=400, body={"error": {"message": "Content Exists Risk"}}), "error", "refusal: Content"),
+        (Act("status", status=400, body={"error": {"message": "Your request was flagged as potentially violating our "
+         "usage policy."}}), "error", "refusal: Your request"),
+        (Act("status", status=403, body={"error": {"code": 403, "message": "m requires moderation on OpenAI. Your "
+         "input was flagged for \"harassment\".", "metadata": {"flagged_input": "x"}}}), "error", "refusal: m req"),
+        (Act("status", status=403, body={"code": "The caller does not have permission", "error": "Content violates "
+         "usage guidelines."}), "error", "refusal: "),
         (Act("status", status=422, body={"error": "`inputs` tokens + `max_new_tokens` must be <= 4096"}), "context",
          ""),
         (Act("status", status=400, body={"detail": "x" * 300 + " maximum context length is 4096"}), "context", ""),
@@ -277,6 +283,8 @@ def test_a_pause_of_hours_is_reported_at_once(tmp_path: Path) -> None:
     [
         (401, {"error": {"message": f"Incorrect API key provided: {KEY}"}}, "refuses the key (HTTP 401)"),
         (403, {"error": {"message": "no"}}, "refuses the key (HTTP 403)"),
+        (403, {"error": {"message": "Your account was flagged."}}, "refuses the key (HTTP 403)"),
+        (401, {"error": {"message": "Your input was flagged."}}, "refuses the key (HTTP 401)"),
         (404, {"error": {"message": "The model `m` does not exist"}}, "does not know the model 'm' (HTTP 404)"),
         (402, {"error": {"message": "Insufficient Balance"}}, "no credit"),
         (429, {"error": {"message": "quota", "code": "insufficient_quota"}}, "no credit"),
@@ -308,6 +316,20 @@ def test_a_newer_name_of_the_token_limit_is_found_out(tmp_path: Path) -> None:
         assert all(told(r).finish == "stop" for r in ask(model, range(3)))
         model.close()
     assert server.answered[-1]["max_completion_tokens"] == 20
+
+
+def test_a_server_of_this_machine_is_asked_past_the_proxy_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(then([])) as proxy, serving(then([])) as server:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        for i, url in enumerate((server.url, server.url.replace("127.0.0.1", "localhost"), "http://model.test/v1")):
+            model = opened(tmp_path, url, retries=0)
+            told(ask(model, [i])[0])
+            model.close()
+        assert (len(server.keys), len(proxy.keys)) == (2, 1)
 
 
 def test_equal_greedy_questions_are_one_call_and_seeds_part_sampled_ones(tmp_path: Path) -> None:

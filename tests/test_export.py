@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import shutil
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ from ragdistill.records import (
 from ragdistill.report.metrics import compute_metrics
 from ragdistill.serving import export as room
 from ragdistill.serving import parity
-from ragdistill.serving.card import Facts, escape, licence_of, model_card
+from ragdistill.serving.card import Facts, Licence, escape, licence_of, model_card
 from ragdistill.serving.export import Options, Student, export_student
 from tests.llm_toys import toy_model, toy_tokenizer
 from tests.serving_toys import CHATS, make_adapter, taught_model
@@ -103,6 +105,29 @@ def test_rounded_weights_are_written_and_compared_by_their_choices(
     assert 0 < rows[1].max_difference < 1 and rows[1].base_agreement is None
     assert str(json.loads((tmp_path / "out/merged/config.json").read_text())["dtype"]) == dtype
     assert "Q8_0" in missing, "rows of 48 numbers do not fill blocks of 32"
+
+
+def test_an_export_holds_two_models_in_float32_at_most(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, most = weakref.WeakSet[Any](), list[int]()
+
+    def counted(load: Callable[..., Any]) -> Callable[..., Any]:
+        def loaded(*args: Any) -> Any:
+            model = load(*args)
+            gc.collect()
+            most.append(len(alive | {model}))
+            if isinstance(model, torch.nn.Module):
+                alive.add(model)
+            return model
+
+        return loaded
+
+    monkeypatch.setattr(room, "load_merged", counted(load_merged))
+    monkeypatch.setattr(parity, "load_gguf", counted(parity.load_gguf))
+    serve = counted(opens(student.base, student.adapter))
+    export_student(student, tmp_path / "out", Options(), CHATS, serve, tmp_path / "cache", plain_card)
+    assert (len(most), max(most)) == (4, 2), "merged, engine, base, GGUF"
 
 
 def test_a_server_that_leaves_the_adapter_out_is_refused_and_nothing_is_written(
@@ -222,7 +247,7 @@ def test_positions_are_bounded_and_inside_the_context(monkeypatch: pytest.Monkey
 def facts(**changes: Any) -> Facts:
     row = parity.Row(what="a", tokens=3, max_difference=0.0, agreement=1.0, rule="r", ok=True)
     given: dict[str, Any] = {
-        "name": "toy", "base": "owner/base@1", "coldstart": True, "licence": "Apache-2.0", "rows": [row],
+        "name": "toy", "base": "owner/base@1", "coldstart": True, "licence": Licence("Apache-2.0"), "rows": [row],
         "fingerprints": {"base": "ffff"}, "data": {"tasks": "aaaa"}, "measured": "nowhere.",
     }  # fmt: skip
     return Facts(**(given | changes))
@@ -233,7 +258,7 @@ def test_the_card_is_hub_yaml_and_says_what_is_not_known() -> None:
     header = yaml.safe_load(card.split("---")[1])
     assert header["license"] == "apache-2.0" and header["base_model"] == "owner/base"
     assert "Not stated: nowhere." in card and "`aaaa`" in card and "`ffff`" in card
-    unknown = model_card(facts(licence="unknown", base="smollm2-135m-instruct"))
+    unknown = model_card(facts(licence=Licence(), base="smollm2-135m-instruct"))
     assert "look it up" in unknown and "license" not in yaml.safe_load(unknown.split("---")[1])
 
 
@@ -249,13 +274,55 @@ def test_hints_cannot_become_markup() -> None:
 
 def test_the_licence_comes_from_the_model_that_a_base_was_made_of(tmp_path: Path) -> None:
     raw, base, other = (toy_model(tmp_path / n, seed=i) for i, n in enumerate(("raw", "base", "other")))
-    assert licence_of(base, raw) == "unknown"
+    assert licence_of(base, raw) == Licence() == ("unknown", "", "")
     write_json(raw / IDENTITY, {"name": "raw", "licence": "Apache-2.0"})
-    assert licence_of(base, raw) == "unknown", "not related"
+    assert licence_of(base, raw) == Licence(), "not related"
     write_json(base / IDENTITY, {"name": "coldstart", "base": model_fingerprint(raw)})
-    assert licence_of(base, raw) == "Apache-2.0"
+    assert licence_of(base, raw) == Licence("Apache-2.0")
     write_json(base / IDENTITY, {"name": "coldstart", "base": model_fingerprint(other)})
-    assert licence_of(base, raw) == "unknown"
+    assert licence_of(base, raw) == Licence()
+
+
+LINK = "https://example.org/LICENSE"
+
+
+@pytest.mark.parametrize(
+    ("head", "stated"),
+    [
+        ("license: apache-2.0\nlicense_link: " + LINK, Licence("apache-2.0", "", LINK)),
+        ("license: other\nlicense_name: own\nlicense_link: LICENSE", Licence("other", "own")),
+        ("license: [mit, x]", Licence()),
+        ('license: "a\\e[31mb"', Licence()),
+        (f"license: {'x' * 200}", Licence()),
+        ("license: {", Licence()),
+        ("- license", Licence()),
+        ("license: " + "[" * 5000, Licence()),
+        ("tags: [x]", Licence()),
+        (None, Licence()),
+        (b"\xff", Licence()),
+    ],
+    ids=lambda x: str(x)[:30],
+)
+def test_a_hub_model_s_own_card_states_its_licence_and_is_no_part_of_its_identity(
+    base: Path, tmp_path: Path, head: Any, stated: Licence
+) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(base, raw)
+    if head is not None:
+        text = head if isinstance(head, bytes) else f"---\n{head}\n---\n# Model\nlicense: mit\n".encode()
+        (raw / "README.md").write_bytes(text)
+    made = toy_model(tmp_path / "made", seed=7)
+    write_json(made / IDENTITY, {"name": "coldstart", "base": model_fingerprint(raw)})
+    assert model_fingerprint(raw) == model_fingerprint(base)
+    assert licence_of(raw) == licence_of(made, raw) == stated
+
+
+def test_the_card_repeats_a_licence_of_the_base_s_own_as_the_hub_wants_it() -> None:
+    card = model_card(facts(licence=Licence("other", "<b>own</b>", LINK)))
+    header = yaml.safe_load(card.split("---")[1])
+    assert (header["license"], header["license_name"], header["license_link"]) == ("other", "<b>own</b>", LINK)
+    assert f"| other \\(&lt;b&gt;own&lt;/b&gt;, {LINK}\\) |" in card
+    assert "license_link" not in yaml.safe_load(model_card(facts()).split("---")[1])
 
 
 # --- the command

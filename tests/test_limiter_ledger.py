@@ -189,6 +189,20 @@ def test_money_is_what_computed_cached_and_written_tokens_cost(tmp_path: Path) -
     assert ledger(tmp_path / "l", currency="USD").spent == 0
 
 
+def test_what_a_server_bills_beyond_what_was_sent_is_reserved_for_every_call_after_it(tmp_path: Path) -> None:
+    book = ledger(tmp_path / "l", budget=9.5)
+    for _ in range(3):
+        ticket = book.reserve(1_000_000, 0)
+        assert ticket
+        book.settle(ticket, Usage(prompt_tokens=3_000_000, computed_tokens=3_000_000))
+        assert ledger(tmp_path / "l").spent == book.spent
+    assert book.spent == pytest.approx(9.0)
+    for aware in (book, ledger(tmp_path / "l", budget=11.0)):
+        with pytest.raises(BudgetError, match=r"may cost 3\.0000"):
+            aware.reserve(1_000_000, 0)
+    assert Ledger(tmp_path / "l", "rollouts", "another", PRICES, 11.0, "EUR").reserve(1_000_000, 0)
+
+
 def test_a_reservation_of_a_killed_process_counts_at_its_worst(tmp_path: Path) -> None:
     dead = ledger(tmp_path / "l", budget=10.0)
     assert dead.reserve(4_000_000, 0)

@@ -14,12 +14,15 @@ from ragdistill.errors import ConfigError, EnvironmentFault
 from ragdistill.llm import Reply, Sampling, engine_of
 from ragdistill.llm.chat_format import ChatFormat
 from ragdistill.llm.local import LocalEngine
+from ragdistill.params import load_params
 from ragdistill.records import Message, Usage
+from ragdistill.stages.playing import at_once
 from tests.llm_toys import toy_model, toy_tokenizer
 
 import torch  # isort: skip  (after the engine, which prepares the process)
 
 GREEDY = Sampling(max_tokens=9)
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +143,27 @@ def test_an_evicted_conversation_is_recomputed_and_counted(model_dir: Path) -> N
         return sum(r.usage.computed_tokens for replies in all_replies for r in replies)
 
     assert computed(cramped) > computed(roomy)
+
+
+def test_an_engine_of_few_slots_gets_as_many_episodes_and_computes_prompts_once(model_dir: Path) -> None:
+    params = load_params(ROOT / "params.yaml")
+
+    async def run(slots: int) -> tuple[int, list[Reply]]:
+        async with engine(model_dir, max_batch=slots) as model:
+            most = at_once(params, model)
+            gate = asyncio.Semaphore(most)
+
+            async def episode(number: int) -> list[Reply]:
+                async with gate:
+                    replies = await play(model, number)
+                    await model.forget(f"c{number}")
+                    return replies
+
+            return most, [r for c in await asyncio.gather(*map(episode, range(12))) for r in c]
+
+    (few, cramped), (many, roomy) = asyncio.run(run(3)), asyncio.run(run(params.model.concurrency + 1))
+    assert (few, many) == (3, params.model.concurrency)
+    assert [r.usage for r in cramped] == [r.usage for r in roomy]
 
 
 def test_forgetting_frees_the_cache(model_dir: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,23 @@ def test_an_unreachable_hub_is_one_clear_error(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(IdentityError, match="could not be fetched"):
         weights.resolve_model("owner/name", tmp_path)
+
+
+def test_a_hub_model_is_fetched_with_its_card_and_licence_and_without_pickles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def fetch(*_: object, allow_patterns: list[str], **__: object) -> str:
+        asked.extend(allow_patterns)
+        return str(toy_model(tmp_path / "found"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    weights.resolve_model("owner/name", tmp_path)
+    there = ["README.md", "LICENSE", "LICENSE.txt", "config.json", "model.safetensors", "pytorch_model.bin", "model.py"]
+    assert [f for f in there if any(fnmatch(f, pattern) for pattern in asked)] == there[:-2]
 
 
 def test_a_wheel_of_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,6 +258,7 @@ def test_the_memory_table_adds_up_and_says_what_auto_does(capsys: pytest.Capture
     kept, recomputed = round(found["kept"]), round(found["one example"])
     written = [" ".join((ROOT / name).read_text().split()) for name in ("docs/paper.md", "CHANGELOG.md")]
     assert f"that is {kept} GB, or {recomputed} GB" in written[0] and f"{recomputed} GB instead of {kept}" in written[1]
+    assert f"takes {found['host memory']:.0f} GB of it for 7B" in written[0]
     override(Path("params.yaml"), ["model.base=Qwen/Qwen2.5-7B-Instruct"])
     assert show_memory(None) == 0
     out = capsys.readouterr().out

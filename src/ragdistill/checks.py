@@ -75,6 +75,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def on_this_machine(url: str) -> bool:
+    """Whether `url` is this machine's own, which no proxy of the environment can reach."""
+    return is_loopback(urlsplit(url).hostname or "")
+
+
 def contradictions(p: Params) -> Iterator[str]:
     """Values that are valid alone and wrong together, or where they stand; found before hours are spent on them."""
     lessons = {"distilled": "hints", "sft_retry": "retry", "distilled_random": "random"}

@@ -1,4 +1,4 @@
-"""`ragdistill memory [PROFILE]`: what the students' training needs on a GPU, before anything is fetched or spent."""
+"""`ragdistill memory [PROFILE]`: what training needs on a GPU, and the host, before anything is fetched or spent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ragdistill.stages.common import quiet_libraries
 
 
 def show_memory(profile: str | None) -> int:
-    """Print parameters, adapter with optimiser, activations and their sum for params.yaml, or as PROFILE changes it."""
+    """Print what params.yaml, or PROFILE in its place, needs: parts and sum of a training, host memory of merging."""
     params = profiles.overlaid(profile) if profile else load_params()
     quiet_libraries()
     cpu_env.apply()
@@ -33,6 +33,7 @@ def show_memory(profile: str | None) -> int:
             "kept" if m.checkpointing else "recomputed", fixed + other * longest,
             f"the same with training.checkpointing={str(not m.checkpointing).lower()}",
         ),
+        ("host memory", m.host, "RAM, to merge in float32 what the torch engine plays; `export` takes twice that"),
     ]  # fmt: skip
     print(f"{params.model.base}, students of {profile or 'params.yaml'} on one GPU:")
     for name, size, what in rows:

@@ -9,7 +9,7 @@ from ragdistill.commands.play import resolve
 from ragdistill.llm import cpu_env
 from ragdistill.params import load_params
 from ragdistill.stages.common import quiet_libraries
-from ragdistill.stages.playing import open_model
+from ragdistill.stages.playing import at_once, open_model
 
 
 def serve(model: str, adapter: Path | None, host: str, port: int, name: str | None) -> int:
@@ -28,7 +28,7 @@ def serve(model: str, adapter: Path | None, host: str, port: int, name: str | No
         print(f"{name} answers at {url} (model name: {name!r}; Ctrl-C ends)", flush=True)
 
     try:
-        run(engine, name, host, port, params.model.concurrency, ready)
+        run(engine, name, host, port, at_once(params, engine), ready)
     finally:
         engine.close()
     print("stopped.", flush=True)

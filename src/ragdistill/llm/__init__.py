@@ -80,6 +80,15 @@ def context_limit(model: ChatModel) -> int:
     return said if isinstance(said, int) else sys.maxsize
 
 
+def slots_of(model: ChatModel) -> int | None:
+    """Conversations whose computed tokens `model` keeps (attribute `slots`); None where it keeps them in another way.
+
+    With more of them at once, each would lose its own to another one between its turns.
+    """
+    said = getattr(model, "slots", None)
+    return said if isinstance(said, int) else None
+
+
 def engine_of(model: ChatModel) -> Engine:
     """What `model` says of its engine (attribute `engine`); the name of its class where it says nothing."""
     said = getattr(model, "engine", None)

@@ -3,7 +3,9 @@
 An append-only file. A call reserves its worst case before it is sent and is settled by what the server reports; what
 was sent and never answered, or answered without a bill, counts in full, because it may be billed. So the budget holds
 over kills, for several processes at once and for all experiments that share the file: each appends under a lock and
-reads what the others wrote. Knows no HTTP and no journal; a call that the journal answers is never entered.
+reads what the others wrote. A server that bills for text it was not sent (a hidden system prompt) can exceed it by the
+calls then under way; those after them reserve as much more. Knows no HTTP and no journal; a call that the journal
+answers is never entered.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ class Entry(Record, frozen=True, kw_only=True, omit_defaults=True):
     currency: str = ""
     reserved: float | None = None
     """Most the call can cost."""
+    prompt_bound: int = 0
+    """Of a reservation: more tokens the prompt that is sent cannot be."""
     paid: float | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -134,6 +138,10 @@ class Ledger:
         """Bytes of the file that were taken in."""
         self._open: dict[str, float] = {}
         """Reservations of all processes that are not settled."""
+        self._bounds: dict[str, int] = {}
+        """Of those to this model: `prompt_bound`."""
+        self._hidden = 0
+        """Most prompt tokens that this model's server billed beyond such a bound."""
         self._paid = self._unsure = 0.0
         self._mine: set[str] = set()
         with self._locked():
@@ -150,15 +158,15 @@ class Ledger:
         Raises `BudgetError` when it would not fit even if nothing more came of those.
         """
         dearest = max(self.prices.prompt, self.prices.cached)
-        worst = (prompt_bound * dearest + completion_bound * self.prices.completion) / _MILLION
         with self._locked() as file:
+            worst = ((prompt_bound + self._hidden) * dearest + completion_bound * self.prices.completion) / _MILLION
             if self.budget is not None and self.spent + worst > self.budget:
                 if self._mine:
                     return None
                 raise BudgetError(self._no_money(worst))
             entry = Entry(
                 id=uuid4().hex, stage=self.account.stage, model=self.account.model, currency=self.account.currency,
-                reserved=worst,
+                reserved=worst, prompt_bound=prompt_bound,
             )  # fmt: skip
             self._append(file, entry)
         self._mine.add(entry.id)
@@ -236,7 +244,12 @@ class Ledger:
                 continue
             if entry.reserved is not None:
                 self._open[entry.id] = entry.reserved
+                if entry.model == self.account.model:
+                    self._bounds[entry.id] = entry.prompt_bound
             if entry.paid is not None:
                 self._open.pop(entry.id, None)
+                bound = self._bounds.pop(entry.id, 0)
+                if bound and not entry.unsure:
+                    self._hidden = max(self._hidden, entry.prompt_tokens - bound)
                 self._paid += entry.paid
                 self._unsure += entry.paid if entry.unsure else 0.0

@@ -108,10 +108,10 @@ class LocalEngine(ThreadedEngine):
         way = "one at a time" if reference else "batched"
         self.engine = Engine(name=f"transformers, {way}", precision=name, device="GPU" if where == "cuda" else "CPU")
         self._runner = HuggingFaceRunner(model, max_batch, context)
-        slots = self._runner.conversations
-        self._together = 1 if reference else slots
-        self._table = SlotTable(slots)
-        self._blocks = [Blocks() for _ in range(slots)]
+        self.slots = self._runner.conversations
+        self._together = 1 if reference else self.slots
+        self._table = SlotTable(self.slots)
+        self._blocks = [Blocks() for _ in range(self.slots)]
         self._waiting: list[Call] = []
         self._running: list[tuple[Call, Slot]] = []
         self._start()

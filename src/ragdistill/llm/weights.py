@@ -128,7 +128,7 @@ def _from_hub(spec: str, cache: Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     name, _, revision = spec.partition("@")
-    patterns = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "merges.txt"]
+    patterns = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "merges.txt", "README.md", "LICENSE*"]
     try:
         with bar(f"fetching {name}"):
             found = snapshot_download(name, revision=revision or None, cache_dir=cache / "hub", allow_patterns=patterns)

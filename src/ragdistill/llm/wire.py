@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from ragdistill.checks import on_this_machine
 from ragdistill.errors import ConfigError
 from ragdistill.llm import Reply, Sampling
 from ragdistill.llm.keys import clean, hide
@@ -35,6 +36,7 @@ _TOO_LONG = (
 _REFUSED = (
     "content_filter", "content_policy", "content management policy", "invalid_prompt", "safety",
     "data_inspection_failed", "datainspectionfailed", "inappropriate content", "content exists risk",
+    "requires moderation", "input was flagged", "flagged as potentially violating", "violates usage guidelines",
 )  # fmt: skip
 _NO_CREDIT = "insufficient_quota"
 """A code or type. What is said beside it decides nothing: limits a minute speak of plan and billing too."""
@@ -111,11 +113,14 @@ class Wire:
 
     def __init__(self, base_url: str, model: str, key: str | None, deadline: float) -> None:
         """`key` is held in memory only. `deadline`: seconds an attempt may take, connection and body included."""
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         self._base_url, self._model, self._key, self._deadline = base_url, model, key, deadline
         self._cap, self._schemas = _CAP_NAMES[0], True
-        self._client = AsyncOpenAI(base_url=base_url, api_key=key or "none", timeout=deadline, max_retries=0)
+        self._client = AsyncOpenAI(
+            base_url=base_url, api_key=key or "none", timeout=deadline, max_retries=0,
+            http_client=DefaultAsyncHttpxClient(trust_env=not on_this_machine(base_url)),
+        )  # fmt: skip
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -197,23 +202,21 @@ class Wire:
         told = " ".join(_texts((isinstance(e.body, Mapping) and e.body.get("message")) or e.body))
         status, said = e.status_code, self.clean(told) or "no reason given"
         where, words = self._base_url, f"{told} {e.code} {e.type}".lower()
-        if status in (401, 403):
-            raise ConfigError(
-                f"{where} refuses the key (HTTP {status}); check the variable that endpoint.api_key_env names."
-            ) from None
+        refused = any(w in words for w in _REFUSED)
+        if status == 401 or (status == 403 and not refused):
+            tip = "check the variable that endpoint.api_key_env names."
+            raise ConfigError(f"{where} refuses the key (HTTP {status}); {tip}") from None
         if status == 402 or (status == 429 and _NO_CREDIT in (e.code, e.type)):
             raise ConfigError(f"{where} says that the account has no credit (HTTP {status}: {said}).") from None
         if status in (408, 409, 429) or status >= 500:
             after = retry_after(e.response.headers, time.time())
             return Failure(f"HTTP {status}: {said}", after=after, unsure=status in _GATEWAY)
         if status == 404:
-            raise ConfigError(
-                f"{where} does not know the model {self._model!r} (HTTP 404); "
-                "check endpoint.model and endpoint.base_url."
-            ) from None
+            tip = "check endpoint.model and endpoint.base_url."
+            raise ConfigError(f"{where} does not know the model {self._model!r} (HTTP 404); {tip}") from None
         if status == 413 or any(w in words for w in _TOO_LONG):
             return Answer(Reply(text="", usage=Usage(), finish="context"), reported=True)
-        if any(w in words for w in _REFUSED):
+        if refused:
             return Answer(_unusable(f"refusal: {said}", None), reported=True)
         if cap == _CAP_NAMES[0] and _CAP_NAMES[1] in words:
             self._cap = _CAP_NAMES[1]
@@ -234,10 +237,9 @@ def _usage(seen: _Usage | None) -> Usage:
     if seen is None:
         return Usage()
     cached = (seen.prompt_tokens_details and seen.prompt_tokens_details.cached_tokens) or 0
-    computed = seen.prompt_tokens - min(cached, seen.prompt_tokens) + seen.completion_tokens
-    return Usage(
-        prompt_tokens=seen.prompt_tokens, completion_tokens=seen.completion_tokens, computed_tokens=computed
-    )  # fmt: skip
+    prompt, completion = seen.prompt_tokens, seen.completion_tokens
+    computed = prompt - min(cached, prompt) + completion
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, computed_tokens=computed)
 
 
 def _unusable(reason: str, seen: _Usage | None) -> Reply:
@@ -286,10 +288,8 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     Reads `retry-after-ms`, or `retry-after` in seconds or as a date. `now`: seconds since the epoch.
     """
     try:
-        if "retry-after-ms" in headers:
-            seconds = float(headers["retry-after-ms"]) / 1000
-        else:
-            seconds = float(headers["retry-after"])
+        milli = headers.get("retry-after-ms")
+        seconds = float(headers["retry-after"]) if milli is None else float(milli) / 1000
     except KeyError:
         return None
     except ValueError:

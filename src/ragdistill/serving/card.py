@@ -1,7 +1,7 @@
 """The model card of an exported student: README.md in Hugging Face's format.
 
-Hints and names are untrusted text: they are escaped, so that they become neither Markdown nor HTML. This module reads
-no file but the identity of models.
+Hints, names and what a base's own card states are untrusted text: they are escaped, so that they become neither
+Markdown nor HTML. This module reads no file but the identity of models and the head of their cards.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -22,6 +22,24 @@ from ragdistill.report.table import p_value, percent, points
 from ragdistill.serving.parity import Row, as_markdown
 
 UNKNOWN_LICENCE = "unknown"
+_LONGEST = 100
+"""Characters of anything that a base's card states."""
+_LARGEST_CARD = 1 << 20
+"""Bytes of a base's card that is read."""
+
+
+class Licence(NamedTuple):
+    """A licence as the hub's cards state it."""
+
+    id: str = UNKNOWN_LICENCE
+    """`apache-2.0`, or `other` for one that only `name` and `link` tell."""
+    name: str = ""
+    link: str = ""
+
+    def words(self) -> str:
+        """`other (qwen-research, https://…)`."""
+        more = ", ".join(filter(None, self[1:]))
+        return f"{self.id} ({more})" if more else self.id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +50,7 @@ class Facts:
     base: str
     """As `model.base` names it."""
     coldstart: bool
-    licence: str
+    licence: Licence
     fingerprints: Mapping[str, str]
     """What (base, adapter, served) → hash of its content."""
     data: Mapping[str, str]
@@ -51,13 +69,38 @@ class Facts:
     quantisation: str = "f16"
 
 
-def licence_of(*models: Path) -> str:
-    """Licence that the first of `models` to know its own states; a cold-started base has that of what it came from."""
-    known = {model_fingerprint(m): read_json(m / IDENTITY) for m in models if (m / IDENTITY).is_file()}
-    found = known.get(model_fingerprint(models[0]), {})
-    while "licence" not in found and found.get("base") in known:
-        found = known[found["base"]]
-    return str(found.get("licence", UNKNOWN_LICENCE))
+def licence_of(*models: Path) -> Licence:
+    """Licence that the first of `models` states; a cold-started base has that of what it came from among the others."""
+    prints = [(model_fingerprint(m), m) for m in models if m.is_dir()]
+    wanted, seen = model_fingerprint(models[0]), set[str]()
+    while wanted not in seen:
+        seen.add(wanted)
+        for place in [m for known, m in prints if known == wanted]:
+            identity = read_json(place / IDENTITY) if (place / IDENTITY).is_file() else {}
+            found = Licence(str(identity["licence"])) if "licence" in identity else _own_licence(place / "README.md")
+            if found.id != UNKNOWN_LICENCE:
+                return found
+            wanted = str(identity.get("base", wanted))
+    return Licence()
+
+
+def _own_licence(card: Path) -> Licence:
+    """What the head of a model's card states: each one short line; of links those that lead somewhere from anywhere."""
+    from huggingface_hub import metadata_load
+    from yaml import YAMLError
+
+    try:
+        head = (card.stat().st_size <= _LARGEST_CARD and metadata_load(card)) or {}
+    except (OSError, ValueError, RecursionError, YAMLError):  # none, or not as the hub wants it
+        head = {}
+    id, name, link = (_line(head.get(key)) for key in ("license", "license_name", "license_link"))
+    return Licence(id, name, link if link.startswith(("https://", "http://")) else "") if id else Licence()
+
+
+def _line(value: object) -> str:
+    """A text of a card on one line; empty for anything else, and for what is longer than a name or a link."""
+    text = " ".join(value.split()) if isinstance(value, str) else ""
+    return text if text.isprintable() and len(text) <= _LONGEST else ""
 
 
 def escape(text: object) -> str:
@@ -114,10 +157,12 @@ def _header(facts: Facts, policy: str) -> str:
                 metric_type="success", metric_value=row["success"], metric_name=f"success rate, n = {row['n']}",
             )
         ]  # fmt: skip
-    licence = facts.licence.lower() if facts.licence != UNKNOWN_LICENCE else None
+    licence = facts.licence if facts.licence.id != UNKNOWN_LICENCE else None
     hub = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", facts.base)
     data = ModelCardData(
-        license=licence, library_name="transformers", pipeline_tag="text-generation", model_name=facts.name,
+        license=licence and licence.id.lower(), license_name=(licence and licence.name) or None,
+        license_link=(licence and licence.link) or None,
+        library_name="transformers", pipeline_tag="text-generation", model_name=facts.name,
         base_model=facts.base.split("@")[0] if hub else None, tags=["agent", "lora", "ragdistill"],
         eval_results=results or None,
     )  # fmt: skip

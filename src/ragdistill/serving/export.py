@@ -138,7 +138,7 @@ def _compare(
     chats: Sequence[Chat],
     serve: Callable[[], ChatModel],
 ) -> list[Row]:
-    """Each written form against base + adapter in float32."""
+    """Each written form against base + adapter in float32; of such models no more than two are in memory at once."""
     form = ChatFormat(load_tokenizer(student.base))
     at = parity.positions(form, chats, context_of(student.base, MAX_CONTEXT))
     wanted = parity.logits(parity.load_adapted(student.base, student.adapter), at)
@@ -148,11 +148,12 @@ def _compare(
         load_merged(merged_dir, None, _DTYPES[options.dtype]).save_pretrained(merged_dir)
         written = parity.logits(load_merged(merged_dir, None, torch.float32), at)
         rows.append(parity.alike(f"merged {options.dtype} ↔ adapter", written, wanted, options.agreement))
-    base: Any = load_merged(student.base, None, torch.float32)
     model = serve()
     try:
         what = f"served by {type(model).__name__} ↔ adapter"
+        base: Any = load_merged(student.base, None, torch.float32)  # after the engine, whose loading takes as much
         rows.append(parity.served(what, model, form, chats, merged, base, options.agreement))
+        del base
     finally:
         model.close()
     if gguf is not None:

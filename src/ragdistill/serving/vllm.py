@@ -21,9 +21,8 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from ragdistill.checks import is_loopback
+from ragdistill.checks import on_this_machine
 from ragdistill.errors import ConfigError, EnvironmentFault
 from ragdistill.llm.keys import clean, read_key
 from ragdistill.llm.weights import adapter_fingerprint, check_adapter, check_model_dir, model_fingerprint
@@ -148,11 +147,6 @@ class VllmServer:
             raise EnvironmentFault(f"vLLM refused {method} {url} (HTTP {e.code}: {said}).") from None
         except (OSError, ValueError, http.client.HTTPException) as e:
             raise EnvironmentFault(f"vLLM at {url} does not answer ({e}); see its log.") from None
-
-
-def on_this_machine(url: str) -> bool:
-    """Whether `url` is this machine's own, which no proxy of the environment can reach."""
-    return is_loopback(urlsplit(url).hostname or "")
 
 
 def deciding(args: Sequence[str]) -> list[str]:

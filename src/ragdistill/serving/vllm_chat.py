@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ragdistill.checks import on_this_machine
 from ragdistill.errors import EnvironmentFault
 from ragdistill.llm import Engine, Reply, Sampling
 from ragdistill.llm.chat_format import ChatFormat, load_tokenizer
@@ -20,7 +21,7 @@ from ragdistill.llm.keys import clean, hide
 from ragdistill.llm.weights import MAX_CONTEXT, adapter_fingerprint, context_of, model_fingerprint
 from ragdistill.llm.wire import NO_SCHEMAS, response_format
 from ragdistill.records import Message, Usage, digest
-from ragdistill.serving.vllm import VllmServer, deciding, on_this_machine
+from ragdistill.serving.vllm import VllmServer, deciding
 
 VERSION = 1
 """Part of the fingerprint; bumped when a change alters outputs."""

@@ -23,7 +23,7 @@ from ragdistill.envs import Demo, HasExamples, Turn, make_domain
 from ragdistill.envs.pool import EnvPool
 from ragdistill.errors import ConfigError, EnvironmentFault
 from ragdistill.journal import Journal, cache_dir
-from ragdistill.llm import ChatModel, cpu_env
+from ragdistill.llm import ChatModel, cpu_env, slots_of
 from ragdistill.llm.choice import best_device, choose
 from ragdistill.llm.weights import check_adapter, check_model_dir, context_of
 from ragdistill.params import Params
@@ -190,8 +190,10 @@ def _example(demo: Demo) -> Example:
 
 
 def at_once(params: Params, model: ChatModel) -> int:
-    """How many episodes, or calls, `model` gets at the same time."""
-    return params.endpoint.max_concurrency if is_served(model) else params.model.concurrency
+    """How many episodes, or calls, `model` gets at the same time: no more than it has slots to keep them in."""
+    if is_served(model):
+        return params.endpoint.max_concurrency
+    return min(params.model.concurrency, slots_of(model) or params.model.concurrency)
 
 
 def play_each(params: Params, work: Sequence[Work], model: ChatModel) -> list[list[Trajectory]]:

@@ -58,6 +58,11 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
         return self.recomputed_per_token if self.checkpointing else self.activations_per_token
 
     @property
+    def host(self) -> float:
+        """Bytes of host memory to load the base in float32, as it is when an adapter is merged into it."""
+        return 4.0 * self.parameters
+
+    @property
     def activations(self) -> float:
         return self.per_token * self.tokens
 
