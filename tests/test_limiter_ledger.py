@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import multiprocessing
-import random
-from collections.abc import Callable, Coroutine
+import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,62 +19,15 @@ from ragdistill.params import PriceParams, convert_params
 from ragdistill.records import Usage
 from ragdistill.stages.spending import collect, ledger_file
 from tests.test_params import changed
+from tests.virtual_server import FixedLimiter, Server, VirtualLoop, simulate, virtual
 
 PRICES = PriceParams(prompt=1.0, cached=0.5, completion=2.0)
 
 
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """Sleeping costs no time: the clock jumps to whatever is due next."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._now = 0.0
-        selector: Any = vars(self)["_selector"]
-        select = selector.select
-
-        def jump(timeout: float | None = None):
-            self._now += timeout or 0.0
-            return select(0)
-
-        selector.select = jump
-
-    def time(self) -> float:
-        return self._now
-
-
-def virtual(main: Callable[[VirtualLoop], Coroutine[Any, Any, Any]]) -> Any:
-    loop = VirtualLoop()
-    try:
-        return loop.run_until_complete(main(loop))
-    finally:
-        loop.close()
-
-
-def throughput(capacity: int, *, refuses: bool, calls: int = 2500, clients: int = 64) -> tuple[float, int]:
-    """(share of `capacity` calls a second that were answered, the limit in the end); a call takes about a second."""
-
-    async def main(loop: VirtualLoop) -> tuple[float, int]:
-        limiter, rng, places = AdaptiveLimiter(clients, loop.time), random.Random(0), asyncio.Semaphore(capacity)
-        left, half = calls, 0.0
-
-        async def client() -> None:
-            nonlocal left, half
-            while left > 0:
-                async with limiter.slot() as turn:
-                    if refuses and places.locked():
-                        limiter.congested(turn)
-                        limiter.pause(0.5)
-                        continue
-                    async with places:
-                        await asyncio.sleep(max(0.1, rng.gauss(1, 0.3)))
-                    limiter.succeeded(turn)
-                    left -= 1
-                    half = loop.time() if left == calls // 2 else half
-
-        await asyncio.gather(*(client() for _ in range(clients)))
-        return calls / 2 / (loop.time() - half) / capacity, limiter.limit
-
-    return virtual(main)
+def throughput(capacity: int, *, refuses: bool) -> tuple[float, int]:
+    """(share of `capacity` calls a second that were answered once settled, the limit in the end)."""
+    run = simulate(Server("refuse" if refuses else "queue", capacity), 2500, 64, AdaptiveLimiter)
+    return run.settled / capacity, run.limit
 
 
 @pytest.mark.parametrize("capacity", [1, 3, 20, 40])
@@ -88,6 +41,31 @@ def test_a_refusing_server_is_kept_busy_and_its_capacity_is_found(capacity: int)
     share, limit = throughput(capacity, refuses=True)
     assert share > 0.85
     assert 0.7 * capacity <= limit <= 1.3 * capacity + 1
+
+
+def fixed(number: int) -> Callable[..., FixedLimiter]:
+    return lambda _, clock: FixedLimiter(number, clock)
+
+
+@pytest.mark.parametrize(
+    ("kind", "capacity", "best", "least"), [("queue", 48, 96, 0.7), ("refuse", 48, 48, 0.65), ("batch", 16, 96, 0.75)]
+)
+def test_a_short_run_is_not_lost_to_a_slow_start(kind: str, capacity: int, best: int, least: float) -> None:
+    """`least` is below the bar of 0.9 (docs/measured.md): it keeps a slower start out."""
+
+    def whole(make: Callable[..., AdaptiveLimiter]) -> float:
+        return statistics.mean(simulate(Server(kind, capacity, seed=seed), 800, 96, make).whole for seed in range(5))
+
+    assert whole(AdaptiveLimiter) > least * whole(fixed(best))
+
+
+@pytest.mark.parametrize("capacity", [8, 16])
+def test_a_queueing_server_is_not_flooded(capacity: int) -> None:
+    runs = [simulate(Server("queue", capacity, seed=seed), 1500, 96, AdaptiveLimiter) for seed in range(5)]
+    flooded = simulate(Server("queue", capacity), 1500, 96, fixed(96))
+    assert flooded.whole > 0.95 * capacity, "throughput alone does not show it"
+    assert flooded.seconds > 5
+    assert statistics.mean(run.seconds for run in runs) < 2.5
 
 
 def test_refusals_take_the_limit_down_to_one_and_a_burst_counts_once() -> None:
