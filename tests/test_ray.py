@@ -297,14 +297,21 @@ class Noted(ScriptedModel):
         return await super().chat(messages, sampling, conversation)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def token() -> Iterator[None]:
+    """Nodes listen on the network: nobody else shall run code on them. A process keeps the first token it reads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        yield
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[tuple[Task, int]]]]:
     """A folder with six real games of the six kinds, and their episodes."""
     root = tmp_path_factory.mktemp("project")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setenv("RAY_AUTH_MODE", "token")  # nodes listen on the network: nobody else shall run code on them
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAGDISTILL_CACHE", str(root / "cache"))
         patch.delenv("DVC_ROOT", raising=False)
         params = settings(None)
