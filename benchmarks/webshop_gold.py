@@ -22,7 +22,7 @@ from thefuzz.utils import full_process
 
 from ragdistill.envs.webshop.catalogue import SOURCES, Catalogue, GoalRow
 from ragdistill.envs.webshop.goals import gold_options
-from ragdistill.envs.webshop.reward import COLOURS, Reward, option_hits
+from ragdistill.envs.webshop.reward import COLOURS, Reward, normalise_colour, option_hits
 from ragdistill.envs.webshop.shop import Visit
 from ragdistill.envs.webshop.sources import VARIABLE, catalogue_folder
 from ragdistill.errors import DataError
@@ -65,9 +65,9 @@ def missed(catalogue: Catalogue, row: GoalRow) -> list[Missed]:
 
 def hidden(value: str) -> Missed:
     """The colour word that the reward takes `value` for, and the word in which it is no word of its own."""
-    colour = next((c for c in COLOURS if c in value), None)
+    colour = normalise_colour(value)
     words = full_process(value, force_ascii=True).split()  # as they are compared: a no-break space joins two words
-    if colour is None or colour in words:
+    if colour not in COLOURS or colour in words:
         return "", value
     return colour, next((word for word in words if colour in word), value)
 
@@ -89,18 +89,19 @@ def report(catalogue: Catalogue, every: int) -> str:
     lines = ["| what | found |", "|---|---:|", f"| products | {len(catalogue):,} |"]
     lines += [f"| synthetic goals, of products | {len(made):,} of {len({r.asin for r in made}):,} |"]
     lines += [f"| of them infeasible | {len(infeasible):,} ({len(infeasible) / len(made):.1%}) |"]
-    for name, played in (
-        (f"1 in {every} synthetic goals", made[::every]),
-        ("all human goals", rows["human"]),
-        ("all infeasible synthetic goals", infeasible),
+    short = [purchase(catalogue, r) for r in infeasible]
+    for name, earned in (
+        (f"1 in {every} synthetic goals", [purchase(catalogue, r) for r in made[::every]]),
+        ("all human goals", [purchase(catalogue, r) for r in rows["human"]]),
+        ("all infeasible synthetic goals", short),
     ):
-        full = sum(purchase(catalogue, r).total >= 1.0 for r in played)
-        lines += [f"| gold purchases that earn 1.0, {name} | {full:,} of {len(played):,} |"]
-    lost = [(purchase(catalogue, r), missed(catalogue, r)) for r in infeasible]
-    rest = sum(e.r_type == e.r_att == 1.0 and e.r_price for e, _ in lost)
-    lines += [f"| … with type, attributes and price in full | {rest:,} of {len(lost):,} |"]
+        full = sum(e.total >= 1.0 for e in earned)
+        lines += [f"| gold purchases that earn 1.0, {name} | {full:,} of {len(earned):,} |"]
+    rest = sum(e.r_type == e.r_att == 1.0 and e.r_price for e in short)
+    lines += [f"| … with type, attributes and price in full | {rest:,} of {len(short):,} |"]
+    losses = [missed(catalogue, r) for r in infeasible]
     lines += ["", "| colour word | found in (goals) | infeasible goals |", "|---|---|---:|"]
-    lines += [f"| {colour} | {words} | {count:,} |" for colour, words, count in classes([m for _, m in lost])]
+    lines += [f"| {colour} | {words} | {count:,} |" for colour, words, count in classes(losses)]
     return "\n".join(lines)
 
 
